@@ -1,0 +1,21 @@
+"""Refusals: the one-line answers to a user's mistake, given before anything compiles."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class Refusal(ValueError):
+    """A mistake of the user's. Its message is one line: what was given, what is allowed, what to do."""
+
+
+def unknown(what: str, given: str, allowed: Iterable[str]) -> Refusal:
+    """A Refusal for a name that is not in a table, with the three nearest names first.
+
+    >>> str(unknown("position", "rotry", ["none", "rotary"]))
+    "unknown position 'rotry': did you mean rotary? (allowed: none, rotary)"
+    """
+    allowed = sorted(allowed)
+    nearest = difflib.get_close_matches(given, allowed, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(nearest)}? " if nearest else ""
+    shown = ", ".join(allowed) if len(allowed) <= 40 else f"{len(allowed)} names"
+    return Refusal(f"unknown {what} {given!r}: {hint}(allowed: {shown})")
