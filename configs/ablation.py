@@ -1,0 +1,48 @@
+"""Sweeps: one base config, the arms that differ from it, and the seeds and rates that every arm runs.
+
+python -m scripts.sweep --workdir=runs/ablation --config=configs/ablation.py:quick [--dry] [--only=rotary,none]
+
+An arm is {section: {key: value}} over the base; --config.base.steps=500 changes the base, and so every arm.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import lm
+from configs.presets import pick
+
+Arm = tuple[str, dict[str, Any]]
+
+# Each encoding's peak rate at scale=nano, 2000 steps: the best of RATES in results/tuning (seeds 100 and 101).
+TUNED = {"none": 6e-3, "learned": 1.2e-2, "sinusoidal": 1.2e-2, "relative_bias": 1.2e-2, "rotary": 2.4e-2}
+RATES = (1.5e-3, 3e-3, 6e-3, 1.2e-2, 2.4e-2, 4.8e-2)
+
+
+def quick() -> tuple[ConfigDict, Iterator[Arm]]:
+    """Five encodings x three seeds, each encoding at its own tuned rate."""
+    base = lm.get_config("scale=nano")
+    base.seeds = (0, 1, 2)
+    return base, ((name, _position(name, base) | {"optimizer": {"rate": (rate,)}}) for name, rate in TUNED.items())
+
+
+def tuning() -> tuple[ConfigDict, Iterator[Arm]]:
+    """The grid that TUNED was chosen from: every encoding at every rate, on seeds that no comparison uses."""
+    base = lm.get_config("scale=nano")
+    base.seeds = (100, 101)
+    base.optimizer.rate = RATES
+    return base, ((name, _position(name, base)) for name in TUNED)
+
+
+SWEEPS = {"quick": quick, "tuning": tuning}
+
+
+def _position(name: str, base: ConfigDict) -> dict[str, Any]:
+    return {"model": {"position": lm.position(name, base.data)}}
+
+
+def get_config(name: str = "quick") -> ConfigDict:
+    """The sweep of that name: `base`, a config as in configs/lm.py, and `arms`, what each arm changes in it."""
+    base, arms = pick("sweep", name, SWEEPS)()
+    return ConfigDict({"base": base, "arms": dict(arms)})

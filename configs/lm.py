@@ -1,0 +1,71 @@
+"""One run: a decoder-only language model with one positional encoding.
+
+python -m scripts.train --workdir=runs/a --config=configs/lm.py:position=rotary,data=stdlib,scale=tiny
+
+The string picks the shape (position, data, scale), flags fill in numbers: --config.steps=500 --config.optimizer.rate=1e-3
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs.presets import POSITIONS, SCALES, parse, pick
+
+
+def position(name: str, data: ConfigDict) -> dict[str, Any]:
+    """The row of POSITIONS; an encoding with a limit learns as many positions as `data` has tokens in a row."""
+    row = {"name": name, **pick("position", name, POSITIONS)}
+    return row | ({"limit": data.get_ref("length")} if "limit" in row else {})
+
+
+def get_config(text: str = "") -> ConfigDict:
+    """The config that `position=...,data=...,scale=...` names. Every value is here; nothing is hidden in the library."""
+    chosen = parse(text, {"position": "rotary", "data": "stdlib", "scale": "nano"})
+    scale = pick("scale", chosen["scale"], SCALES)
+    config = ConfigDict()
+    config.steps = 2000
+    config.seeds = (0,)  # a member of the ensemble for each seed (initialisation and data order) and each peak rate
+    config.data = ConfigDict(
+        {
+            "name": chosen["data"],  # stdlib, text:PATH (a file, a folder or a .zip), tfds:NAME
+            "split": "",  # tfds only: a split expression that is divided 90/5/5; "" is the dataset's own splits
+            "field": "",  # tfds only: the feature that is text; "" is the only one
+            "tokenizer": "bytes",
+            "length": scale["data"]["length"],  # tokens
+            "batch": scale["data"]["batch"],  # rows a step, of each member
+            "validation": 128,  # rows, the same for every arm and seed
+            "cache": "~/.cache/rope_lm",
+        }
+    )
+    width = scale["model"]["width"]
+    config.model = ConfigDict(
+        {
+            "width": width,
+            "heads": scale["model"]["heads"],
+            "layers": scale["model"]["layers"],
+            "hidden": 4 * width,
+            "position": position(chosen["position"], config.data),
+            "tied": False,
+            "embedding_scale": 1.0,  # standard deviation of the token embeddings at the start, in every arm
+            "dtype": scale["model"]["dtype"],  # of the activations; parameters, logits and softmax are float32
+            "remat": "products",  # what the backward pass finds: none (everything), products, full (layer inputs only)
+            "kernel": "auto",  # of attention: auto, xla, blocked (CPU), cudnn (NVIDIA, bfloat16, no bias)
+        }
+    )
+    config.optimizer = ConfigDict(
+        {
+            "rate": (3e-3,),  # peak; several make an ensemble
+            "schedule": "cosine",  # constant, cosine, wsd
+            "warmup": 0.05,  # fraction of the steps
+            "cooldown": 0.2,  # fraction of the steps; wsd only
+            "weight_decay": 0.1,  # on matrices only
+            "b1": 0.9,
+            "b2": 0.95,
+            "epsilon": 1e-8,
+            "clip": 1.0,  # global norm
+            "accumulate": 1,  # pieces that a batch is cut into
+        }
+    )
+    config.every = ConfigDict({"evaluate": 50, "save": 500, "log": 20})  # steps
+    config.mesh = ConfigDict({"member": 1, "data": -1, "fsdp": 1, "tensor": 1})  # -1: the devices that are left
+    return config

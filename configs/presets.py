@@ -1,0 +1,52 @@
+"""The tables that a config string picks from: `position=rotary,data=stdlib,scale=tiny`."""
+
+from typing import Any
+
+from rope_lm.refusal import Refusal, unknown
+
+# The keyword arguments of each encoding. Same keys as rope_lm.positional.ENCODINGS.
+POSITIONS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "learned": {"limit": 0, "scale": 1.0},  # the limit follows data.length (configs/lm.py)
+    "sinusoidal": {"base": 10_000.0, "scale": 1.0},
+    "relative_bias": {"buckets": 32, "farthest": 128, "scale": 0.02},
+    "rotary": {"base": 10_000.0},
+}
+
+# Model and batch shapes. nano is the quick ablation's; tiny is the benchmark's; gpt2 is GPT-2 small.
+SCALES: dict[str, dict[str, dict[str, Any]]] = {
+    "nano": {"model": {"width": 64, "heads": 4, "layers": 2, "dtype": "float32"}, "data": {"length": 128, "batch": 16}},
+    "tiny": {"model": {"width": 128, "heads": 4, "layers": 4, "dtype": "float32"}, "data": {"length": 256, "batch": 16}},
+    "small": {"model": {"width": 384, "heads": 6, "layers": 6, "dtype": "bfloat16"}, "data": {"length": 512, "batch": 32}},
+    "gpt2": {"model": {"width": 768, "heads": 12, "layers": 12, "dtype": "bfloat16"}, "data": {"length": 1024, "batch": 32}},
+    "1b": {"model": {"width": 2048, "heads": 16, "layers": 20, "dtype": "bfloat16"}, "data": {"length": 2048, "batch": 64}},
+}
+
+
+def parse(text: str, allowed: dict[str, str]) -> dict[str, str]:
+    """The values of `key=value,key=value`, over the defaults in `allowed`. Raises Refusal for an unknown key.
+
+    A comma inside a value (a path, say) is kept when what follows it is no key=value.
+    """
+    chosen, key = dict(allowed), ""
+    for part in filter(None, text.split(",")):
+        name, equals, value = part.partition("=")
+        if equals and (name in allowed or not key):
+            key = name
+            if key not in allowed:
+                raise unknown("key before '=' in the config string", key, allowed)
+            chosen[key] = value
+        elif equals and name.isidentifier():
+            raise unknown("key before '=' in the config string", name, allowed)
+        elif key:
+            chosen[key] += "," + part
+        else:
+            raise Refusal(f"config string {text!r}: expected key=value,... with keys {', '.join(allowed)}")
+    return chosen
+
+
+def pick(what: str, name: str, table: dict[str, Any]) -> Any:
+    """The row of a table. Raises Refusal with the nearest names for one that is not there."""
+    if name not in table:
+        raise unknown(what, name, table)
+    return table[name]

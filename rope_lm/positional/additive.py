@@ -1,0 +1,50 @@
+"""Encodings that act on the token embeddings."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from rope_lm.positional.base import PositionalEncoding
+from rope_lm.positional.rotary import angles, frequencies
+from rope_lm.positions import Positions
+from rope_lm.refusal import Refusal
+
+
+class Learned(PositionalEncoding):
+    """One trained vector per index, added to the embeddings (Gehring et al. 2017, arXiv 1705.03122, section 3.1).
+
+    `limit`: number of vectors, in tokens. `scale`: standard deviation of their initial values. A scale of 0.02 beside
+    unit-variance token embeddings trains visibly slower than 1.0; the choice moves the answer, so it is recorded.
+    """
+
+    def __init__(self, limit: int, scale: float, *, width: int, heads: int, head_size: int, rngs: nnx.Rngs):
+        if limit < 1:
+            raise Refusal(f"model.position.limit={limit}: must be at least 1, the number of positions to learn")
+        self.limit = limit
+        self.table = nnx.Param(
+            scale * jax.random.normal(rngs.position(), (limit, width)), axes=("position", "width"), decays=False
+        )
+
+    def embed(self, x: Float[Array, "B T D"], positions: Positions) -> Float[Array, "B T D"]:
+        # Indexing in JAX clamps silently; past the limit the row becomes NaN instead, so that it can't go unseen.
+        row = self.table[...].at[positions.index].get(mode="fill", fill_value=jnp.nan)
+        return x + row.astype(x.dtype)
+
+
+class Sinusoidal(PositionalEncoding):
+    """Sines and cosines of geometric frequencies, added to the embeddings (arXiv 1706.03762, section 3.5).
+
+    `base` of the frequencies (10,000 in the paper); `scale`: amplitude of each sine. The sines stand in the first
+    half of the width and the cosines in the second: the paper's interleaving is a permutation of the width.
+    """
+
+    def __init__(self, base: float, scale: float, *, width: int, heads: int, head_size: int, rngs: nnx.Rngs):
+        self.scale = scale
+        self.width = width
+        self.base = base
+
+    def embed(self, x: Float[Array, "B T D"], positions: Positions) -> Float[Array, "B T D"]:
+        angle = angles(positions.index, frequencies(self.width + self.width % 2, self.base))
+        wave = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)[..., : self.width]
+        return x + (self.scale * wave).astype(x.dtype)

@@ -1,0 +1,52 @@
+"""The interface of every positional encoding. The base class is the identity: no position at all."""
+
+from flax import nnx
+from jaxtyping import Array, Float
+
+from rope_lm.positions import Positions
+from rope_lm.refusal import Refusal
+
+
+class PositionalEncoding(nnx.Module):
+    """No position at all (NoPE). An encoding overrides the places where it acts.
+
+    An encoding is made from the keyword arguments of its config row, the model's `width`, `heads` and `head_size`, and
+    `rngs`, whose `position` stream is its own: drawing from it leaves every shared parameter as in the other arms.
+    Angles, tables and biases are float32 whatever the dtype of the activations (bfloat16 rounds 257 to 256).
+    """
+
+    limit: int | None = None  # first index that it cannot encode
+
+    def __init__(self, *, width: int, heads: int, head_size: int, rngs: nnx.Rngs):
+        pass
+
+    def embed(self, x: Float[Array, "B T D"], positions: Positions) -> Float[Array, "B T D"]:
+        """Acts on the token embeddings, once per forward pass."""
+        return x
+
+    def rotate(
+        self,
+        q: Float[Array, "B T N H"],
+        k: Float[Array, "B S N H"],
+        q_positions: Positions,
+        k_positions: Positions,
+    ) -> tuple[Float[Array, "B T N H"], Float[Array, "B S N H"]]:
+        """Acts on queries and keys, once per layer."""
+        return q, k
+
+    def bias(self, q_positions: Positions, k_positions: Positions) -> Float[Array, "#B N T S"] | None:
+        """What is added to the attention logits, once per forward pass; float32."""
+        return None
+
+    @classmethod
+    def biased(cls) -> bool:
+        """Whether the encoding acts on the attention logits (it then excludes kernels that take no bias)."""
+        return cls.bias is not PositionalEncoding.bias
+
+    def check(self, length: int) -> None:
+        """Raises Refusal if a row of `length` tokens holds an index that the encoding cannot encode."""
+        if self.limit is not None and length > self.limit:
+            raise Refusal(
+                f"{type(self).__name__} encodes indices below {self.limit}, the rows have {length} tokens: "
+                f"set model.position.limit={length} or shorten data.length"
+            )

@@ -1,0 +1,58 @@
+"""A config section is the keyword arguments of exactly one function: checked here against its signature."""
+
+import inspect
+import math
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rope_lm.refusal import Refusal, unknown
+
+
+def bind(function: Callable, section: Mapping[str, Any], where: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword arguments for `function`: the keys of a config section, and what the caller itself has `given`.
+
+    Raises Refusal, naming the key as `where.key`, for a key that the function does not take, one that is missing,
+    or a value that is not of the annotated type (True is no int, 1 is a float, NaN is no number at all).
+    """
+    called = function.__init__ if inspect.isclass(function) else function
+    parameters = {
+        name: parameter.annotation
+        for name, parameter in inspect.signature(called).parameters.items()
+        if name not in given and name != "self"
+    }
+    for key, value in section.items():
+        if key not in parameters:
+            raise unknown(f"key in {where}", key, parameters)
+        if not _fits(value, parameters[key]):
+            raise Refusal(f"{where}.{key}={value!r}: must be {_words(parameters[key])}")
+    missing = [key for key in parameters if key not in section]
+    if missing:
+        raise Refusal(f"{where} lacks {', '.join(missing)}: a config names every value, there are no hidden defaults")
+    return {**section, **given}
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (types.UnionType, typing.Union):
+        return any(_fits(value, each) for each in inner)
+    if origin is tuple:
+        return isinstance(value, (tuple, list)) and len(value) > 0 and all(_fits(each, inner[0]) for each in value)
+    if annotation in (int, float) and isinstance(value, bool):
+        return False
+    if annotation is float:
+        return isinstance(value, (int, float)) and not math.isnan(value)
+    if inspect.isclass(origin or annotation):
+        return isinstance(value, origin or annotation)
+    return True
+
+
+def _words(annotation: Any) -> str:
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(_words(each) for each in inner)
+    if origin is tuple:
+        return f"one or more values, each {_words(inner[0])}"
+    names = {int: "a whole number", float: "a number", bool: "True or False", str: "text", type(None): "None"}
+    return names.get(annotation, getattr(origin or annotation, "__name__", str(annotation)))

@@ -1,0 +1,64 @@
+"""The mesh, and the one table that says which of its axes splits which dimension."""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from rope_lm.refusal import Refusal
+
+AXES = ("member", "data", "fsdp", "tensor")
+
+# Logical dimension -> the mesh axes that split it. A dimension that is not named here is never split.
+RULES: dict[str, str | tuple[str, ...]] = {
+    "member": "member",
+    "batch": ("data", "fsdp"),
+    "width": "fsdp",
+    "heads": "tensor",
+    "hidden": "tensor",
+}
+
+
+def make(member: int, data: int, fsdp: int, tensor: int) -> Mesh:
+    """A mesh over this process's devices. One axis may be -1: it takes the devices that the others leave.
+
+    Raises Refusal when the sizes do not multiply to a number of devices that is there.
+    """
+    sizes, count = [member, data, fsdp, tensor], jax.device_count()
+    shown = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+    if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
+        raise Refusal(f"mesh {shown}: every size must be at least 1, and at most one may be -1 (the devices left)")
+    fixed = math.prod(size for size in sizes if size != -1)
+    if fixed > count or (-1 in sizes and count % fixed):
+        raise Refusal(f"mesh {shown}: asks for {fixed} devices or a multiple, there are {count}: change --config.mesh")
+    sizes = [count // fixed if size == -1 else size for size in sizes]
+    devices = np.array(jax.devices()[: math.prod(sizes)]).reshape(sizes)
+    return Mesh(devices, AXES, axis_types=(jax.sharding.AxisType.Auto,) * 4)
+
+
+def spec(axes: tuple[str, ...]) -> P:
+    """The partition of an array whose dimensions have these logical names."""
+    return P(*(RULES.get(axis) for axis in axes))
+
+
+def named(mesh: Mesh, axes: Any) -> Any:
+    """A tree of shardings from a tree of tuples of logical names."""
+    return jax.tree.map(lambda each: NamedSharding(mesh, spec(each)), axes, is_leaf=lambda x: isinstance(x, tuple))
+
+
+def check(mesh: Mesh, members: int, batch: int, width: int, heads: int, hidden: int) -> None:
+    """Raises Refusal, naming both numbers, for a dimension that the mesh cannot divide."""
+    sizes = dict(mesh.shape)
+    split = [
+        ("members (seeds x rates)", members, "member", sizes["member"]),
+        ("data.batch / optimizer.accumulate", batch, "data x fsdp", sizes["data"] * sizes["fsdp"]),
+        ("model.width", width, "fsdp", sizes["fsdp"]),
+        ("model.heads", heads, "tensor", sizes["tensor"]),
+        ("model.hidden", hidden, "tensor", sizes["tensor"]),
+    ]
+    for what, size, axis, parts in split:
+        if size % parts:
+            raise Refusal(f"{what} = {size} cannot be shared by {parts} devices (mesh {axis}): change one of the two")

@@ -1,0 +1,188 @@
+"""State and the pure functions on it. An ensemble of members is trained at once: `jax.vmap` appears here only."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from rope_lm import objective, optimizer, sharding
+from rope_lm.refusal import Refusal
+from rope_lm.settings import bind
+from rope_lm.transformer import Transformer
+
+
+class State(NamedTuple):
+    """All that training goes on from. Every array but `step` has a leading member axis M."""
+
+    step: Int[Array, ""]  # updates done
+    params: Any
+    moments: Any  # the optimizer's
+    rate: Float[Array, "M"]  # peak learning rate
+    diverged: Int[Array, "M"]  # the step at which the member stopped being finite and was frozen; -1 if it never did
+
+
+class Metrics(NamedTuple):
+    """What one step says, per member."""
+
+    nats: Float[Array, "M"]  # mean per token of the batch, before the update
+    gradient_norm: Float[Array, "M"]  # before clipping
+    rate: Float[Array, "M"]  # learning rate of this update
+
+
+class Program(NamedTuple):
+    """Pure functions on plain pytrees, jitted over a mesh, and what is known of them before they run."""
+
+    init: Callable[[Int[Array, "M"], Float[Array, "M"]], State]  # seeds, peak rates
+    step: Callable[[State, Int[Array, "M B T+1"]], tuple[State, Metrics]]
+    evaluate: Callable[[Any, Int[Array, "R T+1"]], tuple[Float[Array, "M T"], Float[Array, "T"]]]  # params, rows
+    abstract: State  # shapes, dtypes and shardings
+    rows: jax.sharding.Sharding  # of the rows of a step
+
+
+def make(
+    model: Mapping[str, Any],
+    optimization: Mapping[str, Any],
+    *,
+    vocabulary: int,
+    steps: int,
+    members: int,
+    batch: int,
+    mesh: Mesh,
+) -> Program:
+    """The program that trains `members` copies of `model` at once.
+
+    `evaluate` returns totals per position (nats, tokens), never means: summed it is the loss, elementwise it is the
+    loss by position. Raises Refusal for sections that do not fit `Transformer` and `optimizer.make`.
+    """
+
+    def build(seed: Int[Array, ""]) -> Transformer:
+        key = jax.random.key(seed)
+        # A stream of its own for the encoding: the shared parameters then start bit-identical in every arm.
+        rngs = nnx.Rngs(params=jax.random.fold_in(key, 0), position=jax.random.fold_in(key, 1))
+        return Transformer(**bind(Transformer, model, "model", {"vocabulary": vocabulary, "rngs": rngs}))
+
+    graph, shapes = nnx.split(nnx.eval_shape(build, jnp.uint32(0)), nnx.Param)
+    axes = _metadata(shapes, lambda path, variable: ("layer",) * ("blocks" in path) + variable.axes)
+    decays = _metadata(shapes, lambda path, variable: variable.decays)
+    given = {"steps": steps, "decays": decays}
+    adam = optimizer.make(**bind(optimizer.make, optimization, "optimizer", given))
+    sharding.check(mesh, members, _share(batch, adam.accumulate), model["width"], model["heads"], model["hidden"])
+
+    def forward(params: Any, rows: Int[Array, "B T+1"]) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+        example = objective.causal(rows)
+        logits, _ = nnx.merge(graph, nnx.State(params))(example.inputs)
+        return objective.cross_entropy(logits, example.targets) * example.weights, example.weights
+
+    def loss(params: Any, rows: Int[Array, "B T+1"]) -> Float[Array, ""]:
+        nats, weights = forward(params, rows)
+        return jnp.sum(nats) / jnp.sum(weights)
+
+    def gradient(params: Any, rows: Int[Array, "B T+1"]) -> tuple[Float[Array, ""], Any]:
+        if adam.accumulate == 1:
+            return jax.value_and_grad(loss)(params, rows)
+        pieces = rows.reshape(adam.accumulate, -1, rows.shape[-1])
+        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+
+        def add(total: Any, piece: Int[Array, "B T+1"]) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, jax.value_and_grad(loss)(params, piece)), None
+
+        total, _ = jax.lax.scan(add, zero, pieces)
+        return jax.tree.map(lambda x: x / adam.accumulate, total)
+
+    def init_member(seed: Int[Array, ""], rate: Float[Array, ""]) -> tuple[Any, ...]:
+        params = nnx.to_pure_dict(nnx.state(build(seed), nnx.Param))
+        return params, adam.transform.init(params), rate, jnp.int32(-1)
+
+    def step_member(step: Any, params: Any, moments: Any, rate: Any, diverged: Any, rows: Any) -> tuple[Any, Metrics]:
+        nats, grads = gradient(params, rows)
+        norm = optax.global_norm(grads)
+        now = rate * adam.schedule(step)
+        direction, next_moments = adam.transform.update(grads, moments, params)
+        next_params = jax.tree.map(lambda p, d: p - now * d, params, direction)
+        # A member that is not finite stays as it last was; the others go on.
+        good = (diverged < 0) & jnp.isfinite(nats) & jnp.isfinite(norm)
+        keep = lambda new, old: jnp.where(good, new, old)  # noqa: E731
+        params, moments = jax.tree.map(keep, (next_params, next_moments), (params, moments))
+        diverged = jnp.where((diverged < 0) & ~good, step, diverged)
+        return (params, moments, rate, diverged), Metrics(nats, norm, now)
+
+    def init(seeds: Int[Array, "M"], rates: Float[Array, "M"]) -> State:
+        return State(jnp.int32(0), *jax.vmap(init_member)(seeds, rates))
+
+    def step(state: State, rows: Int[Array, "M B T+1"]) -> tuple[State, Metrics]:
+        mapped = jax.vmap(step_member, in_axes=(None, 0, 0, 0, 0, 0), spmd_axis_name="member")
+        rest, metrics = mapped(*state, rows)
+        return State(state.step + 1, *rest), metrics
+
+    def evaluate(params: Any, rows: Int[Array, "R T+1"]) -> tuple[Float[Array, "M T"], Float[Array, "T"]]:
+        count = rows.shape[0]
+        padded = jnp.pad(rows, ((0, -count % batch), (0, 0))).reshape(-1, batch, rows.shape[1])
+        real = (jnp.arange(padded.shape[0] * batch) < count).reshape(-1, batch, 1)
+
+        def member(params: Any) -> Any:
+            def add(total: Any, piece: Any) -> tuple[Any, None]:
+                nats, weights = forward(params, piece[0])
+                return (total[0] + (nats * piece[1]).sum(0), total[1] + (weights * piece[1]).sum(0)), None
+
+            zero = jnp.zeros(rows.shape[1] - 1)
+            return jax.lax.scan(add, (zero, zero), (padded, real))[0]
+
+        nats, tokens = jax.vmap(member, spmd_axis_name="member")(params)
+        return nats, tokens[0]
+
+    # Shardings: parameters by their own axes, the moments that have their shape likewise, all else by member.
+    abstract = jax.eval_shape(init, jnp.zeros(members, jnp.uint32), jnp.zeros(members))
+    placed = sharding.named(mesh, jax.tree.map(lambda each: ("member", *each), axes, is_leaf=_is_names))
+    shardings = State(
+        sharding.named(mesh, ()),
+        placed,
+        optax.tree_utils.tree_map_params(
+            adam.transform,
+            lambda _, each: each,
+            abstract.moments,
+            placed,
+            transform_non_params=lambda _: sharding.named(mesh, ("member",)),
+        ),
+        sharding.named(mesh, ("member",)),
+        sharding.named(mesh, ("member",)),
+    )
+    abstract = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
+    rows = sharding.named(mesh, ("member", "batch"))
+    whole = sharding.named(mesh, ())
+    return Program(
+        init=jax.jit(init, out_shardings=shardings),
+        step=jax.jit(step, in_shardings=(shardings, rows), out_shardings=(shardings, whole), donate_argnums=0),
+        evaluate=jax.jit(evaluate, in_shardings=(placed, whole), out_shardings=whole),
+        abstract=abstract,
+        rows=rows,
+    )
+
+
+def _share(batch: int, accumulate: int) -> int:
+    """Rows of one piece of the batch."""
+    if batch % accumulate:
+        raise Refusal(
+            f"data.batch = {batch} cannot be cut into optimizer.accumulate = {accumulate} equal pieces: change either"
+        )
+    return batch // accumulate
+
+
+def _metadata(shapes: nnx.State, read: Callable[[tuple, nnx.Variable], Any]) -> Any:
+    """The tree of parameters with what `read(path, parameter)` says of each in its place."""
+    tree: dict[str, Any] = {}
+    for path, variable in nnx.to_flat_state(shapes):
+        *parents, leaf = path
+        node = tree
+        for part in parents:
+            node = node.setdefault(part, {})
+        node[leaf] = read(path, variable)
+    return tree
+
+
+def _is_names(x: Any) -> bool:
+    return isinstance(x, tuple) and all(isinstance(each, str) for each in x)
