@@ -32,6 +32,7 @@ class Metrics(NamedTuple):
     nats: Float[Array, "M"]  # mean per token of the batch, before the update
     gradient_norm: Float[Array, "M"]  # before clipping
     rate: Float[Array, "M"]  # learning rate of this update
+    diverged: Int[Array, "M"]  # as in State, after the update
 
 
 class Program(NamedTuple):
@@ -52,6 +53,7 @@ def make(
     steps: int,
     members: int,
     batch: int,
+    length: int,
     mesh: Mesh,
 ) -> Program:
     """The program that trains `members` copies of `model` at once.
@@ -66,7 +68,9 @@ def make(
         rngs = nnx.Rngs(params=jax.random.fold_in(key, 0), position=jax.random.fold_in(key, 1))
         return Transformer(**bind(Transformer, model, "model", {"vocabulary": vocabulary, "rngs": rngs}))
 
-    graph, shapes = nnx.split(nnx.eval_shape(build, jnp.uint32(0)), nnx.Param)
+    shell = nnx.eval_shape(build, jnp.uint32(0))
+    shell.position.check(length)
+    graph, shapes = nnx.split(shell, nnx.Param)
     axes = _metadata(shapes, lambda path, variable: ("layer",) * ("blocks" in path) + variable.axes)
     decays = _metadata(shapes, lambda path, variable: variable.decays)
     given = {"steps": steps, "decays": decays}
@@ -109,7 +113,7 @@ def make(
         keep = lambda new, old: jnp.where(good, new, old)  # noqa: E731
         params, moments = jax.tree.map(keep, (next_params, next_moments), (params, moments))
         diverged = jnp.where((diverged < 0) & ~good, step, diverged)
-        return (params, moments, rate, diverged), Metrics(nats, norm, now)
+        return (params, moments, rate, diverged), Metrics(nats, norm, now, diverged)
 
     def init(seeds: Int[Array, "M"], rates: Float[Array, "M"]) -> State:
         return State(jnp.int32(0), *jax.vmap(init_member)(seeds, rates))

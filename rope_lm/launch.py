@@ -1,0 +1,124 @@
+"""A sweep: arms, each trained in a process of its own, one after another."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from rope_lm.refusal import Refusal, unknown
+
+Config = dict[str, Any]
+STOPPED = 75  # exit status of a run that was asked to stop
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def expand(sweep: Mapping[str, Any], only: Sequence[str] | None) -> dict[str, Config]:
+    """The whole config of each arm: the base with the arm's {section: {key: value}} put over it.
+
+    Raises Refusal for an arm that changes a key that the base does not have, and for unknown names in `only`.
+    """
+    if set(sweep) != {"base", "arms"}:
+        raise Refusal(f"a sweep has base and arms, this config has {', '.join(sweep)}: see configs/ablation.py")
+    for name in only or ():
+        if name not in sweep["arms"]:
+            raise unknown("arm in --only", name, sweep["arms"])
+    return {name: _over(sweep["base"], arm, name) for name, arm in sweep["arms"].items() if not only or name in only}
+
+
+def _over(base: Mapping[str, Any], arm: Mapping[str, Any], name: str) -> Config:
+    config = {key: dict(value) if isinstance(value, Mapping) else value for key, value in base.items()}
+    for section, changes in arm.items():
+        for key, value in changes.items() if isinstance(changes, Mapping) else [(None, changes)]:
+            target, field = (config, section) if key is None else (config.get(section, {}), key)
+            if field not in target:
+                raise unknown(f"key that arm {name} changes", f"{section}.{key}" if key else section, target)
+            target[field] = value
+    return config
+
+
+def show_plan(arms: Mapping[str, Config]) -> None:
+    """Builds every arm without compiling and prints what it would train. Raises Refusal for an arm that cannot run."""
+    from rope_lm import run  # imports JAX, which the sweep itself does not need
+
+    table = Table("arm", "members", "steps", "parameters", "of the encoding", "kernel", "tokens", "FLOPs")
+    total = 0.0
+    for name, config in arms.items():
+        plan = run.plan(config)
+        tokens = plan.steps * len(plan.members) * plan.data.batch * plan.data.length
+        total += tokens * plan.flops_per_token
+        table.add_row(
+            name,
+            f"{len(config['seeds'])} seeds x {len(config['optimizer']['rate'])} rates",
+            f"{plan.steps:,}",
+            f"{plan.parameters:,}",
+            f"{plan.parameters_position:,}",
+            plan.kernel,
+            f"{tokens:.3g}",
+            f"{tokens * plan.flops_per_token:.3g}",
+        )
+    console = Console()
+    console.print(table)
+    console.print(f"{len(arms)} arms, {total:.3g} FLOPs in all; nothing was trained (--dry)", highlight=False)
+
+
+def sweep(arms: Mapping[str, Config], workdir: str | Path) -> int:
+    """Trains every arm in workdir/ARM and lists how each ended. Returns an exit status."""
+    root = Path(workdir).resolve()
+    try:
+        (root / "plan").mkdir(parents=True, exist_ok=True)
+        for name, config in arms.items():
+            (root / "plan" / f"{name}.json").write_text(json.dumps(config, indent=2) + "\n")
+        described = {"arms": {name: name for name in arms}, "argv": sys.argv}
+        (root / "sweep.json").write_text(json.dumps(described, indent=2) + "\n")
+    except OSError as error:
+        raise Refusal(f"workdir {str(root)!r} cannot be written ({error.strerror}): choose another") from error
+    console = Console(stderr=True)
+    began, stopped = time.monotonic(), False
+    for number, name in enumerate(arms):
+        left = (time.monotonic() - began) / number * (len(arms) - number) if number else 0
+        about = f", about {left / 60:.0f} min left" if number else ""
+        console.print(f"[bold]\\[{number + 1}/{len(arms)}] {name}[/bold]{about}", highlight=False)
+        if _train(root, name) == STOPPED:
+            stopped = True
+            break
+    return _list(root, arms, console, stopped)
+
+
+def _train(root: Path, name: str) -> int:
+    """One arm, in its own process: what kills it, or fills its memory, leaves the sweep alive."""
+    config = root / "plan" / f"{name}.json"
+    command = [sys.executable, "-m", "scripts.train", f"--workdir={root / name}"]
+    child = subprocess.Popen([*command, f"--config=configs/resolved.py:{config}"], cwd=Path(__file__).parents[1])
+    # A signal is the run's to answer: it saves and exits, and this process waits for it.
+    old = {each: signal.signal(each, lambda number, _: child.send_signal(number)) for each in SIGNALS}
+    try:
+        return child.wait()
+    finally:
+        for each, handler in old.items():
+            signal.signal(each, handler)
+
+
+def _status(root: Path, name: str) -> dict[str, Any]:
+    try:
+        return json.loads((root / name / "status.json").read_text())
+    except (OSError, ValueError):
+        return {"status": "not run", "why": "", "step": 0}
+
+
+def _list(root: Path, arms: Mapping[str, Config], console: Console, stopped: bool) -> int:
+    table = Table("arm", "status", "step", "why")
+    states = {name: _status(root, name) for name in arms}
+    for name, status in states.items():
+        table.add_row(name, status["status"], str(status["step"]), status["why"])
+    console.print(table)
+    if stopped:
+        console.print("stopped: run the same command again to go on")
+        return STOPPED
+    return 0 if all(status["status"] == "finished" for status in states.values()) else 1

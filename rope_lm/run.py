@@ -1,0 +1,330 @@
+"""The host loop: a config becomes a run directory."""
+
+import math
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from rope_lm import attention, data, journal, positional, sharding, training, transformer
+from rope_lm.checkpoint import Checkpoints
+from rope_lm.data import Data
+from rope_lm.journal import Journal
+from rope_lm.progress import TrainingProgress
+from rope_lm.refusal import Refusal, unknown
+from rope_lm.settings import bind
+
+TOP = ("steps", "seeds")
+SECTIONS = ("data", "model", "optimizer", "every", "mesh")
+
+
+@dataclass(frozen=True)
+class Every:
+    """After how many steps something happens."""
+
+    evaluate: int
+    save: int
+    log: int
+
+    def __post_init__(self) -> None:
+        for name, steps in asdict(self).items():
+            if steps < 1:
+                raise Refusal(f"every.{name}={steps}: must be at least 1, in steps")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One member of the ensemble: a seed (initial values and data order) and a peak learning rate."""
+
+    member: int
+    seed: int
+    rate: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is known of a run before anything compiles."""
+
+    config: Mapping[str, Any]
+    steps: int
+    every: Every
+    members: tuple[Member, ...]
+    data: Data
+    mesh: Mesh
+    kernel: str  # of attention, resolved for this platform
+    program: training.Program
+    parameters: int  # of one member
+    parameters_position: int  # of which the encoding's own
+    flops_per_token: float  # forward and backward
+
+
+def plan(config: Mapping[str, Any]) -> Plan:
+    """Checks the whole config, prepares its text and builds its program, compiling nothing.
+
+    Raises Refusal for whatever cannot be run.
+    """
+    for key in config:
+        if key not in (*TOP, *SECTIONS):
+            raise unknown("key in the config", key, (*TOP, *SECTIONS))
+    for key in SECTIONS:
+        if not isinstance(config.get(key), Mapping):
+            raise Refusal(f"config lacks the section {key}: start from configs/lm.py")
+    _top(**bind(_top, {key: config[key] for key in TOP if key in config}, "config", {}))
+    every = Every(**bind(Every, config["every"], "every", {}))
+    mesh = sharding.make(**bind(sharding.make, config["mesh"], "mesh", {}))
+    model = dict(config["model"])
+    bind(transformer.Transformer, model, "model", {"vocabulary": 0, "rngs": None})
+    rates = bind(training.optimizer.make, config["optimizer"], "optimizer", {"steps": 0, "decays": None})["rate"]
+    members = tuple(
+        Member(i, seed, rate) for i, (seed, rate) in enumerate((s, r) for s in config["seeds"] for r in rates)
+    )
+    encoding = positional.encoding(model["position"])
+    model["kernel"] = attention.choose(
+        model["kernel"], mesh.devices.flat[0].platform, model["dtype"], encoding.biased()
+    )
+    build = {"steps": config["steps"], "members": len(members), "mesh": mesh}
+    # Once with any vocabulary, so that a mistake in the model is named before minutes are spent on preparing text.
+    section = bind(data.make, config["data"], "data", {})
+    training.make(model, config["optimizer"], vocabulary=2, length=section["length"], batch=section["batch"], **build)
+    text = data.make(**section)
+    program = training.make(
+        model, config["optimizer"], vocabulary=text.vocabulary, length=text.length, batch=text.batch, **build
+    )
+    count = lambda tree: sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(tree))  # noqa: E731
+    return Plan(
+        config=config,
+        steps=config["steps"],
+        every=every,
+        members=members,
+        data=text,
+        mesh=mesh,
+        kernel=model["kernel"],
+        program=program,
+        parameters=count(program.abstract.params),
+        parameters_position=count(program.abstract.params.get("position", {})),
+        flops_per_token=transformer.flops_per_token(
+            model["width"], model["layers"], model["hidden"], text.vocabulary, text.length
+        ),
+    )
+
+
+def _top(steps: int, seeds: tuple[int, ...]) -> None:
+    """Raises Refusal for a number of steps or seeds that cannot be trained."""
+    if steps < 1:
+        raise Refusal(f"steps={steps}: must be at least 1")
+    if min(seeds) < 0 or max(seeds) >= 2**31:
+        raise Refusal(f"seeds={tuple(seeds)}: each must be at least 0 and below 2**31")
+    if len(set(seeds)) < len(seeds):
+        raise Refusal(f"seeds={tuple(seeds)}: each may stand there once; equal seeds are the same run twice")
+
+
+def manifest(plan: Plan, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """What the run directory says of a run besides its config."""
+    devices = plan.mesh.devices.flatten()
+    return {
+        "schema": 1,
+        **provenance,
+        "members": [asdict(member) for member in plan.members],
+        "device": {"platform": devices[0].platform, "kind": devices[0].device_kind, "count": len(devices)},
+        "mesh": dict(plan.mesh.shape),
+        "data": {
+            "name": plan.config["data"]["name"],
+            "fingerprint": dict(plan.data.fingerprint),
+            "documents": dict(plan.data.documents),
+            "tokens": dict(plan.data.tokens),
+            "bytes_per_token": plan.data.bytes_per_token,
+            "vocabulary": plan.data.vocabulary,
+        },
+        "parameters": plan.parameters,
+        "parameters_position": plan.parameters_position,
+        "flops_per_token": plan.flops_per_token,
+        "kernel": plan.kernel,
+        "precision": plan.config["model"]["dtype"],
+    }
+
+
+def train(config: Mapping[str, Any], workdir: str | Path, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Trains until config["steps"], going on from the last checkpoint in `workdir`; returns the run's status.
+
+    A finished run is not run again. Raises Refusal for a mistake, before anything compiles.
+    """
+    planned = plan(config)
+    with Journal.open(workdir, config, manifest(planned, provenance)) as record:
+        status = record.status
+        if status and status["status"] in ("finished", "diverged") and status["step"] >= planned.steps:
+            return status
+        with _signals() as stop, Checkpoints(record.workdir / "checkpoints", keep=2) as checkpoints:
+            loop = Loop(planned, record, checkpoints, stop)
+            try:
+                return record.finish(*loop.run())
+            except BaseException as error:
+                record.finish("failed", f"{type(error).__name__}: {error}", loop.done, {})
+                raise
+
+
+class Clock:
+    """Seconds of training: compiling, evaluating and saving stop it."""
+
+    def __init__(self, seconds: float):
+        self.before, self.since = seconds, math.inf
+
+    def start(self) -> None:
+        self.since = time.monotonic()
+
+    def stop(self) -> None:
+        self.before, self.since = self.read(), math.inf
+
+    def read(self) -> float:
+        return self.before + max(0.0, time.monotonic() - self.since)
+
+
+class Loop:
+    """Train, log, evaluate, save. The metrics of a step are fetched after the next one was dispatched."""
+
+    def __init__(self, plan: Plan, record: Journal, checkpoints: Checkpoints, stop: list[int]):
+        self.plan, self.record, self.checkpoints, self.stop = plan, record, checkpoints, stop
+        self.done, self.state = 0, None
+        self.pending: tuple[int, training.Metrics] | None = None  # a step to be logged that may not be computed yet
+        self.lost = np.zeros(len(plan.members), bool)  # members that are not finite any more
+
+    def run(self) -> tuple[str, str, int, dict[str, int]]:
+        """To the last step or a signal; returns the status, why, the step, and where each lost member diverged."""
+        plan, every = self.plan, self.plan.every
+        self.done, self.state = self.checkpoints.restore(plan.program.abstract) or (0, _initial(plan))
+        self.lost = np.asarray(self.state.diverged) >= 0
+        self.record.rewind(self.done)
+        self.clock = Clock(self.record.seconds)
+        self.logged = self.done, self.record.seconds
+        began = time.monotonic()
+        self.rows = jnp.asarray(plan.data.validation_rows())
+        step = plan.program.step.lower(self.state, _rows(plan)).compile()
+        self.evaluate = plan.program.evaluate.lower(self.state.params, self.rows).compile()
+        self.record.update(compile_seconds=round(time.monotonic() - began, 3))
+
+        batches = plan.data.batches([member.seed for member in plan.members], self.done, plan.steps)
+        with closing(batches), TrainingProgress(self.record.workdir.name, self.done, plan.steps) as self.progress:
+            if self.done == 0:
+                self._validate()
+            self.clock.start()
+            for rows in batches:
+                self.state, metrics = step(self.state, jax.device_put(rows, plan.program.rows))
+                self._log()
+                self.done += 1
+                if self.done % every.log == 0 or self.done == plan.steps:
+                    self.pending = self.done, metrics
+                if self.done == plan.steps or self.stop or self.lost.all():
+                    break
+                if self.done % every.evaluate == 0 or self.done % every.save == 0:
+                    self._pause()
+                    if self.done % every.evaluate == 0:
+                        self._validate()
+                    if self.done % every.save == 0:
+                        self.checkpoints.save(self.done, self.state)
+                    self.clock.start()
+            self._pause()
+            if self.done == plan.steps or self.done % every.evaluate == 0:
+                self._validate()
+            self.checkpoints.save(self.done, self.state)
+            self.checkpoints.wait()
+        return self._outcome()
+
+    def _pause(self) -> None:
+        """Waits for the device, stops the clock and writes what is pending."""
+        jax.block_until_ready(self.state)
+        self.clock.stop()
+        self._log()
+
+    def _log(self) -> None:
+        """Writes the metrics of the pending step, waiting until it is computed."""
+        if self.pending is None:
+            return
+        (step, metrics), self.pending = self.pending, None
+        metrics = jax.device_get(metrics)
+        seconds, data = self.clock.read(), self.plan.data
+        tokens = data.batch * data.length
+        speed = (step - self.logged[0]) * tokens * len(self.plan.members) / max(seconds - self.logged[1], 1e-9)
+        self.logged = step, seconds
+        rows = [
+            {
+                "step": step,
+                "member": i,
+                "split": "train",
+                "nats": float(metrics.nats[i]),
+                "tokens": tokens,
+                "seconds": round(seconds, 4),
+                "gradient_norm": float(metrics.gradient_norm[i]),
+                "rate": float(metrics.rate[i]),
+                "tokens_per_second": round(speed, 1),
+            }
+            for i in np.flatnonzero(~self.lost).tolist()
+        ]
+        self.lost = np.asarray(metrics.diverged) >= 0
+        self.record.write(rows)
+        self.progress.show(step, train=_mean(rows), rate=speed)
+
+    def _validate(self) -> None:
+        """Writes the loss of every member on the validation rows."""
+        nats, tokens = jax.device_get(self.evaluate(self.state.params, self.rows))
+        count = int(tokens.sum())
+        means = nats.astype(np.float64).sum(-1) / count
+        rows = [
+            {
+                "step": self.done,
+                "member": i,
+                "split": "validation",
+                "nats": float(means[i]),
+                "tokens": count,
+                "seconds": round(self.clock.read(), 4),
+                "bits_per_byte": float(means[i]) / math.log(2) / self.plan.data.bytes_per_token,
+            }
+            for i in np.flatnonzero(~self.lost).tolist()
+        ]
+        self.record.write(rows)
+        self.progress.show(self.done, validation=_mean(rows))
+
+    def _outcome(self) -> tuple[str, str, int, dict[str, int]]:
+        diverged = {str(i): int(at) for i, at in enumerate(np.asarray(self.state.diverged)) if at >= 0}
+        lost = ", ".join(f"member {i} at step {at}" for i, at in diverged.items())
+        if len(diverged) == len(self.plan.members):
+            return "diverged", f"no member is finite any more: {lost}", self.done, diverged
+        if self.done < self.plan.steps:
+            why = f"{signal.Signals(self.stop[0]).name}: run the same command again to go on"
+            return "stopped", why, self.done, diverged
+        return "finished", f"diverged: {lost}" if lost else "", self.done, diverged
+
+
+def _initial(plan: Plan) -> training.State:
+    seeds = np.array([member.seed for member in plan.members], np.uint32)
+    return plan.program.init(seeds, np.array([member.rate for member in plan.members], np.float32))
+
+
+def _rows(plan: Plan) -> jax.ShapeDtypeStruct:
+    shape = (len(plan.members), plan.data.batch, plan.data.length + 1)
+    return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=plan.program.rows)
+
+
+def _mean(rows: list[dict[str, Any]]) -> float:
+    return float(np.mean([row["nats"] for row in rows])) if rows else math.nan
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """A list that SIGTERM and SIGINT are appended to: the loop ends after its step, saves and says so.
+
+    A second signal changes nothing, so that it cannot tear the save that the first one caused.
+    """
+    received: list[int] = []
+    old = {each: signal.signal(each, lambda number, _: received.append(number)) for each in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for each, handler in old.items():
+            signal.signal(each, handler)

@@ -1,0 +1,39 @@
+"""Train every arm of a sweep, one after another, each in a process of its own.
+
+    python -m scripts.sweep --workdir=runs/ablation --config=configs/ablation.py:quick
+
+    --dry                  build every arm, print the plan with parameters and FLOPs, train nothing
+    --only=rotary,none     these arms alone
+    --config.base.X=Y      change the base config, and so every arm: --config.base.steps=500 --config.base.seeds=0,1
+
+Sweeps are functions in configs/ablation.py: quick (five encodings x three seeds), tuning (the grid of learning rates that
+quick's were chosen from). One arm that fails does not stop the others; running the command again goes on where it was
+stopped and does not redo finished arms. Exit status: 0 all finished, 1 some failed or diverged, 2 a mistake in the
+command, 75 stopped.
+"""
+
+from absl import flags
+from ml_collections import config_flags
+
+from scripts import entry
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "a sweep's config file, then `:` and its name")
+WORKDIR = flags.DEFINE_string("workdir", None, "the folder of the sweep; each arm gets a folder in it")
+DRY = flags.DEFINE_bool("dry", False, "print the plan and train nothing")
+ONLY = flags.DEFINE_list("only", None, "names of arms, with commas between them")
+
+
+def main() -> int:
+    config = entry.config(CONFIG)
+    workdir = entry.required(WORKDIR)
+    from rope_lm import launch
+
+    arms = launch.expand(config, ONLY.value)
+    if DRY.value:
+        launch.show_plan(arms)
+        return 0
+    return launch.sweep(arms, workdir)
+
+
+if __name__ == "__main__":
+    entry.start(main, __doc__)

@@ -1,0 +1,37 @@
+"""Train one run: one encoding, one or several seeds.
+
+    python -m scripts.train --workdir=runs/a --config=configs/lm.py:position=rotary,data=stdlib,scale=tiny
+
+The config string picks the shape: position (none, learned, sinusoidal, relative_bias, rotary), data (stdlib, text:PATH,
+tfds:NAME) and scale (nano, tiny, small, gpt2, 1b). Flags fill in numbers; every key of configs/lm.py can be set:
+
+    --config.steps=500  --config.seeds=0,1,2  --config.optimizer.rate=1e-3  --config.model.position.base=5e5
+
+Stop it with Ctrl-C or SIGTERM: it saves and exits with status 75; the same command goes on from there. A finished run
+is not run again. Exit status: 0 finished, 2 a mistake in the command, 4 diverged, 75 stopped, 1 anything else.
+"""
+
+from absl import flags
+from ml_collections import config_flags
+
+from scripts import entry
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "a config file, then `:` and its string", lock_config=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "the folder of the run; made if it is not there")
+
+
+def main() -> int:
+    config = entry.config(CONFIG)
+    workdir = entry.required(WORKDIR)
+    entry.huge_pages()
+    from rope_lm import run  # JAX is imported after the flags were read: a mistake is answered at once
+
+    entry.compilation_cache(config["data"]["cache"])
+    status = run.train(config, workdir, entry.provenance(CONFIG))
+    why = f" ({status['why']})" if status["why"] else ""
+    print(f"{workdir}: {status['status']} at step {status['step']}{why}")
+    return {"finished": 0, "diverged": 4, "stopped": 75}[status["status"]]
+
+
+if __name__ == "__main__":
+    entry.start(main, __doc__)

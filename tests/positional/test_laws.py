@@ -1,0 +1,203 @@
+"""The laws that hold over all encodings, and the properties that each one claims."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from configs.presets import POSITIONS
+from rope_lm import positional
+from rope_lm.positional.rotary import angles, frequencies, rotate
+from rope_lm.positions import Positions, contiguous, packed
+from rope_lm.refusal import Refusal
+from tests.models import LENGTH, model, position, tokens
+
+# What each encoding claims. A new encoding adds its row here.
+CLAIMS = {
+    "none": {"shift_invariant": True, "sees_order": False, "limited": False},
+    "learned": {"shift_invariant": False, "sees_order": True, "limited": True},
+    "sinusoidal": {"shift_invariant": False, "sees_order": True, "limited": False},
+    "relative_bias": {"shift_invariant": True, "sees_order": True, "limited": False},
+    "rotary": {"shift_invariant": True, "sees_order": True, "limited": False},
+}
+every_encoding = pytest.mark.parametrize("name", sorted(positional.ENCODINGS))
+
+
+def claimants(claim: str, holds: bool = True) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("name", [name for name, row in CLAIMS.items() if row[claim] == holds])
+
+
+def strong(name: str, **changes: object):
+    """A model whose bias is as large as its logits: T5's initial 0.02 would hide a mistake in it."""
+    made = model(name, **changes)
+    if name == "relative_bias":
+        made.position.table[...] = made.position.table[...] * 50
+    return made
+
+
+def test_the_tables_of_configs_library_and_claims_have_the_same_keys():
+    assert set(POSITIONS) == set(positional.ENCODINGS) == set(CLAIMS)
+
+
+@every_encoding
+def test_cached_decoding_equals_the_full_forward_pass(name):
+    made, text = strong(name), tokens(2)
+    full, _ = made(text)
+    cache, pieces, at = made.cache(2, LENGTH), [], 0
+    for size in (5, 1, 1, 9, 16):
+        logits, cache = made(text[:, at : at + size], contiguous(size, at), cache)
+        pieces.append(logits)
+        at += size
+    np.testing.assert_allclose(jnp.concatenate(pieces, 1), full, atol=2e-5)
+
+
+@every_encoding
+def test_packed_documents_equal_the_same_documents_apart(name):
+    made, text = strong(name), tokens(1)
+    segment = jnp.array([[1] * 10 + [2] * 15 + [0] * 7])
+    together, _ = made(text, packed(segment))
+    first, _ = made(text[:, :10])
+    second, _ = made(text[:, 10:25])
+    np.testing.assert_allclose(together[:, :25], jnp.concatenate([first, second], 1), atol=2e-5)
+
+
+@every_encoding
+def test_left_padding_changes_nothing(name):
+    made, text = strong(name), tokens(1)
+    padded, _ = made(text, packed(jnp.array([[0] * 12 + [1] * 20])))
+    alone, _ = made(text[:, 12:])
+    np.testing.assert_allclose(padded[:, 12:], alone, atol=2e-5)
+
+
+@every_encoding
+def test_a_static_causal_flag_equals_the_mask(name):
+    made, text = strong(name), tokens(2)
+    np.testing.assert_allclose(made(text)[0], made(text, contiguous(LENGTH))[0], atol=2e-5)
+
+
+@every_encoding
+def test_a_later_token_changes_nothing_before_it(name):
+    made, text = strong(name), tokens(1)
+    changed = text.at[0, 20].set((text[0, 20] + 1) % 17)
+    before, after = made(text)[0], made(changed)[0]
+    np.testing.assert_array_equal(before[:, :20], after[:, :20])
+    assert jnp.abs(before - after)[:, 20:].max() > 1e-3
+
+
+@every_encoding
+def test_shifting_all_positions_changes_nothing_where_that_is_claimed(name):
+    made, text = strong(name, position=position(name, 1000 + LENGTH)), tokens(2)
+    shift = 5 if name == "sinusoidal" else 1000
+    difference = jnp.abs(made(text, contiguous(LENGTH))[0] - made(text, contiguous(LENGTH, shift))[0]).max()
+    if CLAIMS[name]["shift_invariant"]:
+        assert difference < 2e-3  # float32 angles at index 1000 are exact to 1e-4 radians
+    else:
+        assert difference > 1e-2
+
+
+@every_encoding
+def test_order_is_seen_where_that_is_claimed(name):
+    """The last token's logits, when two earlier tokens of a one-layer model change places."""
+    made, text = strong(name, layers=1), tokens(1).at[0, 3].set(1).at[0, 9].set(2)
+    swapped = text.at[0, 3].set(2).at[0, 9].set(1)
+    difference = jnp.abs(made(text)[0] - made(swapped)[0])[0, -1].max()
+    assert (difference > 1e-3) == CLAIMS[name]["sees_order"]
+
+
+@claimants("limited")
+def test_past_the_limit_is_an_error_and_never_a_clamped_row(name):
+    made = model(name)
+    assert bool(jnp.isfinite(made(tokens(1))[0]).all())
+    beyond, _ = made(tokens(1), contiguous(LENGTH, 1))
+    assert bool(jnp.isnan(beyond[:, -1]).all()), "index LENGTH has no row"
+    with pytest.raises(Refusal, match=f"below {LENGTH}, the rows have {LENGTH + 1} tokens: set model.position.limit"):
+        made.position.check(LENGTH + 1)
+    made.position.check(LENGTH)
+
+
+@claimants("limited", holds=False)
+def test_without_a_limit_any_index_is_finite(name):
+    assert bool(jnp.isfinite(model(name)(tokens(1), contiguous(LENGTH, 1_000_000))[0]).all())
+
+
+def test_rotation_preserves_norms():
+    x = jax.random.normal(jax.random.key(0), (2, LENGTH, 4, 8))
+    turned = rotate(x, angles(contiguous(LENGTH, 12345).index, frequencies(8, 1e4)))
+    np.testing.assert_allclose(jnp.linalg.norm(turned, axis=-1), jnp.linalg.norm(x, axis=-1), rtol=1e-5)
+    assert jnp.abs(turned - x).max() > 0.1
+
+
+def test_rotation_is_the_papers_matrix():
+    """RoFormer Eq. 15: a block-diagonal matrix of plane rotations; here plane i is components (i, i + H/2)."""
+    size, at = 6, 7
+    matrix = np.zeros((size, size))
+    for i in range(size // 2):
+        angle = at * 10000 ** (-2 * i / size)
+        matrix[np.ix_([i, i + size // 2], [i, i + size // 2])] = [
+            [np.cos(angle), -np.sin(angle)],
+            [np.sin(angle), np.cos(angle)],
+        ]
+    x = np.random.default_rng(0).normal(size=size)
+    ours = rotate(jnp.asarray(x, jnp.float32)[None, None, None], angles(jnp.array([[at]]), frequencies(size, 1e4)))
+    np.testing.assert_allclose(ours[0, 0, 0], matrix @ x, atol=1e-5)
+
+
+def test_angles_are_float32_under_bfloat16():
+    """bfloat16 rounds 257 to 256: the two positions would then be one."""
+    x = jnp.ones((1, 2, 1, 8), jnp.bfloat16)
+    turned = rotate(x, angles(jnp.array([[256, 257]]), frequencies(8, 1e4)))
+    assert turned.dtype == jnp.bfloat16
+    assert jnp.abs(turned[0, 0] - turned[0, 1]).astype(jnp.float32).max() > 0.1
+
+
+def test_sinusoids_are_the_papers():
+    """Vaswani et al., section 3.5: sin(pos / 10000^(2i/D)), cos of the same; ours stand in halves."""
+    made = model("sinusoidal").position
+    added = made.embed(jnp.zeros((1, 3, 32)), contiguous(3))[0]
+    expected = np.zeros((3, 32))
+    for at in range(3):
+        for i in range(16):
+            expected[at, i] = np.sin(at / 10000 ** (2 * i / 32))
+            expected[at, 16 + i] = np.cos(at / 10000 ** (2 * i / 32))
+    np.testing.assert_allclose(added, expected, atol=1e-6)
+
+
+def test_the_model_draws_shared_parameters_without_regard_to_the_encoding():
+    reference = nnx.to_pure_dict(nnx.state(model("none"), nnx.Param))
+    for name in positional.ENCODINGS:
+        made = nnx.to_pure_dict(nnx.state(model(name), nnx.Param))
+        made.pop("position", None)
+        for path, leaf in jax.tree.leaves_with_path(made):
+            np.testing.assert_array_equal(leaf, dict(jax.tree.leaves_with_path(reference))[path])
+
+
+@pytest.mark.parametrize(
+    "row, words",
+    [
+        ({"name": "rotry"}, "unknown model.position.name 'rotry': did you mean rotary"),
+        ({}, "model.position has no name"),
+        ({"name": "rotary"}, "model.position lacks base"),
+        ({"name": "rotary", "base": 1e4, "bass": 1}, "unknown key in model.position 'bass'"),
+        ({"name": "rotary", "base": True}, "model.position.base=True: must be a number"),
+        ({"name": "rotary", "base": float("nan")}, "model.position.base=nan: must be a number"),
+        ({"name": "rotary", "base": 0.5}, "model.position.base=0.5: must be above 1"),
+        ({"name": "learned", "limit": 0, "scale": 1.0}, "model.position.limit=0: must be at least 1"),
+        ({"name": "relative_bias", "buckets": 32, "farthest": 8, "scale": 1.0}, "farthest > buckets/2"),
+    ],
+)
+def test_a_mistake_in_the_encoding_is_one_line(row, words):
+    with pytest.raises(Refusal, match=words):
+        model("none", position=row)
+
+
+def test_an_odd_head_size_is_refused_for_rotary():
+    with pytest.raises(Refusal, match="head size 36/4 = 9 is odd"):
+        model("rotary", width=36)
+    model("none", width=36)
+
+
+def test_padding_and_packing_positions():
+    made = packed(jnp.array([[0, 0, 1, 1, 1, 2, 2, 0]]))
+    np.testing.assert_array_equal(made.index[0], [0, 1, 0, 1, 2, 0, 1, 0])
+    assert isinstance(made, Positions)

@@ -1,0 +1,26 @@
+"""T5's buckets, against values written down from the definition."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from rope_lm.positional.bias import bucket
+from rope_lm.positions import contiguous
+from tests.models import model
+
+
+def test_buckets_are_exact_then_logarithmic_then_one():
+    """arXiv 1910.10683, section 2.1, with 32 buckets to 128: values of the definition, computed in float64 by hand."""
+    distance = np.array([-3, 0, 1, 15, 16, 18, 19, 31, 32, 63, 64, 127, 128, 10_000])
+    expected = [0, 0, 1, 15]
+    for d in distance[4:]:
+        expected.append(min(31, 16 + int(np.log(d / 16) / np.log(128 / 16) * 16 + 1e-9)))
+    np.testing.assert_array_equal(bucket(jnp.asarray(distance), 32, 128), expected)
+
+
+def test_the_bias_is_the_table_row_of_the_bucket():
+    made = model("relative_bias").position
+    bias = made.bias(contiguous(32), contiguous(32))
+    assert bias.shape == (1, 4, 32, 32)
+    for q, k in [(0, 0), (5, 2), (31, 0), (20, 19)]:
+        row = int(bucket(jnp.array(q - k), 32, 128))
+        np.testing.assert_allclose(bias[0, :, q, k], made.table[...][row], rtol=1e-6)
