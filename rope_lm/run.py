@@ -204,7 +204,7 @@ class Loop:
         self.clock = Clock(self.record.seconds)
         self.logged = self.done, self.record.seconds
         began = time.monotonic()
-        self.rows = jnp.asarray(plan.data.validation_rows())
+        self.rows = jnp.asarray(plan.data.validation)
         step = plan.program.step.lower(self.state, _rows(plan)).compile()
         self.evaluate = plan.program.evaluate.lower(self.state.params, self.rows).compile()
         self.record.update(compile_seconds=round(time.monotonic() - began, 3))

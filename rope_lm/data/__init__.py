@@ -1,0 +1,73 @@
+"""Text -> tokens -> batches. Nothing here knows of the model."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grain
+import numpy as np
+
+from rope_lm.data import batches, corpora, tokenizer, tokens
+from rope_lm.refusal import Refusal
+
+
+@dataclass(frozen=True)
+class Data:
+    """A text that is ready to train on."""
+
+    vocabulary: int
+    length: int  # T, tokens
+    batch: int  # B, rows
+    bytes_per_token: float  # of the validation text: turns nats per token into bits per byte
+    fingerprint: dict[str, str]  # of the text, the tokenizer and the tokens
+    documents: dict[str, int]  # by split
+    tokens: dict[str, int]  # by split
+    train: batches.Rows = field(repr=False)
+    validation: np.ndarray = field(repr=False)  # int32 [R T+1], the same rows for every arm and seed
+    orders: dict[int, grain.MapDataset] = field(default_factory=dict, repr=False)
+
+    def batch_of(self, seed: int, step: int) -> np.ndarray:
+        """int32 [B T+1]: the batch that takes the state from `step` to `step + 1`; a pure function of its arguments."""
+        return self._order(seed)[step]
+
+    def batches(self, seeds: Sequence[int], start: int, stop: int) -> Iterator[np.ndarray]:
+        """int32 [M B T+1] for steps start to stop - 1, read ahead."""
+        return batches.ensemble([self._order(seed) for seed in seeds], start, stop)
+
+    def _order(self, seed: int) -> grain.MapDataset:
+        if seed not in self.orders:
+            self.orders[seed] = batches.shuffled(self.train, self.batch, seed)
+        return self.orders[seed]
+
+
+def make(
+    name: str, tokenizer: str, length: int, batch: int, validation: int, cache: str, split: str, field: str
+) -> Data:
+    """The data of a config: `name` is stdlib, text:PATH or tfds:NAME; `length` in tokens, `batch` and `validation` in
+    rows; `split` and `field` choose within a TFDS dataset ("" is its own splits, its only text).
+
+    Raises Refusal for text that is not there, is no text, or is too short.
+    """
+    for key, value in (("length", length), ("batch", batch), ("validation", validation)):
+        if value < 1:
+            raise Refusal(f"data.{key}={value}: must be at least 1")
+    coder = _tokenizer(tokenizer)
+    folder = Path(cache).expanduser()
+    corpus = corpora.open_corpus(name, split, field, folder)
+    made = tokens.prepare(corpus, coder, folder)
+    train = batches.Rows(made.splits["train"], length)
+    batches.shuffled(train, batch, 0)  # refuses text that is too short
+    return Data(
+        vocabulary=coder.vocabulary,
+        length=length,
+        batch=batch,
+        bytes_per_token=made.bytes["validation"] / max(1, len(made.splits["validation"])),
+        fingerprint={"text": corpus.fingerprint, "tokenizer": coder.fingerprint, "tokens": made.fingerprint},
+        documents=made.documents,
+        tokens={split: len(array) for split, array in made.splits.items()},
+        train=train,
+        validation=batches.spread(batches.Rows(made.splits["validation"], length), validation),
+    )
+
+
+_tokenizer = tokenizer.make  # `make` has an argument of that name

@@ -1,0 +1,300 @@
+"""Where text comes from: TFDS builders, and files of one's own, become documents divided into three splits."""
+
+import hashlib
+import os
+import socket
+import sysconfig
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlparse
+
+from rope_lm.refusal import Refusal, unknown
+
+SPLITS = ("train", "validation", "test")
+SHARES = (0.90, 0.05, 0.05)  # of the documents, or of each document where there are few
+SUFFIXES = (".txt", ".md", ".py")
+PIECE = 16 * 2**20  # bytes of a document that are in memory at once
+UNPACKED = 8 * 2**30  # bytes that a zip may hold
+RATIO = 200  # by which a member of a zip may be compressed; text is compressed by 3 to 10
+
+Document = Iterable[bytes]  # its pieces in order
+
+
+class Corpus(NamedTuple):
+    """Documents of text, read only when they are asked for."""
+
+    fingerprint: str  # sha256 over the names and contents of everything that it is made of
+    documents: Callable[[str], Iterator[Document]]  # of a split
+
+
+class Source(NamedTuple):
+    """One file of a corpus."""
+
+    name: str  # relative path, "/" between the parts
+    size: int  # bytes
+    read: Callable[[int, int], Iterator[bytes]]  # from byte, to byte -> pieces
+
+
+def open_corpus(name: str, split: str, field: str, cache: Path) -> Corpus:
+    """The corpus that `data.name` names: stdlib, text:PATH or tfds:NAME. `split` and `field` are for tfds alone.
+
+    Raises Refusal for a name, a path or a text that cannot be used.
+    """
+    kind, colon, rest = name.partition(":")
+    if not name.startswith("tfds:") and (split or field):
+        raise Refusal(f"data.split={split!r}, data.field={field!r}: only data=tfds:NAME has them; leave both empty")
+    if name == "stdlib":
+        return _stdlib(cache)
+    if kind == "text" and rest:
+        return _text(Path(rest).expanduser())
+    if kind == "tfds" and rest:
+        return _tfds(rest, split, field)
+    raise unknown("data", name, ["stdlib", "text:PATH", "tfds:NAME"])
+
+
+# --- the running Python's standard library, as a TFDS dataset -------------------------------------------------------
+
+
+def stdlib_sources() -> list[Source]:
+    """The .py files of the running Python's standard library, without tests and installed packages, by name."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    left_out = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+    found = []
+    for folder, folders, files in os.walk(root):
+        folders[:] = [each for each in folders if each not in left_out]
+        found += [Path(folder, file) for file in files if file.endswith(".py")]
+    return sorted((_file(path, path.relative_to(root).as_posix()) for path in found), key=lambda source: source.name)
+
+
+def _stdlib(cache: Path) -> Corpus:
+    sources = stdlib_sources()
+    fingerprint = _fingerprint(sources)
+
+    def documents(split: str) -> Iterator[Document]:
+        # TFDS takes a second to import: only when the tokens are not there yet.
+        from rope_lm.data.stdlib import prepare
+
+        for example in prepare(cache / "tfds", fingerprint).as_data_source(split=split):
+            yield [example["text"]]
+
+    return Corpus(fingerprint, documents)
+
+
+# --- files of one's own ---------------------------------------------------------------------------------------------
+
+
+def _text(path: Path) -> Corpus:
+    try:
+        if path.is_dir():
+            sources, what = _folder(path), "folder"
+        elif path.suffix == ".zip":
+            sources, what = _zip(path), "zip"
+        else:
+            sources, what = [_file(path, path.name)], "file"
+        if not sources:
+            raise Refusal(f"data=text:{path}: the {what} holds no {', '.join(SUFFIXES)} file")
+        sources = sorted((source for source in sources if source.size), key=lambda source: source.name)
+        if not sources:
+            raise Refusal(f"data=text:{path}: the {what} is empty")
+        for source in sources:
+            _check_is_text(path, source)
+        fingerprint = _fingerprint(sources)
+    except FileNotFoundError as error:
+        raise Refusal(f"data=text:{path}: no such file or folder; give the path of text that is there") from error
+    except (OSError, zipfile.BadZipFile, RuntimeError) as error:
+        raise Refusal(f"data=text:{path}: cannot be read ({error}); give a readable file, folder or .zip") from error
+    return Corpus(fingerprint, lambda split: (document for _, document in divide(sources, split)))
+
+
+def _folder(root: Path) -> list[Source]:
+    found = []
+    for folder, _, files in os.walk(root, onerror=_raise):  # symbolic links to folders are not followed
+        found += [Path(folder, file) for file in files if file.endswith(SUFFIXES)]
+    return [_file(path, path.relative_to(root).as_posix()) for path in found]
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _file(path: Path, name: str) -> Source:
+    def read(start: int, stop: int) -> Iterator[bytes]:
+        with open(path, "rb") as file:
+            file.seek(start)
+            while start < stop and (piece := file.read(min(PIECE, stop - start))):
+                start += len(piece)
+                yield piece
+
+    return Source(name, path.stat().st_size, read)
+
+
+def _zip(path: Path) -> list[Source]:
+    with zipfile.ZipFile(path) as archive:
+        members = [each for each in archive.infolist() if not each.is_dir()]
+    total = sum(each.file_size for each in members)
+    for each in members:
+        parts = each.filename.replace("\\", "/").split("/")
+        if ".." in parts or each.filename.startswith(("/", "\\")) or ":" in parts[0]:
+            raise Refusal(f"data=text:{path}: member {each.filename!r} leads out of the zip; pack it without such paths")
+        if total > UNPACKED or each.file_size > RATIO * max(each.compress_size, 4096):
+            raise Refusal(
+                f"data=text:{path}: member {each.filename!r} unpacks to {each.file_size:,} bytes from "
+                f"{each.compress_size:,} ({total:,} in all), more than text does; unpack it and give the folder"
+            )
+
+    def source(member: zipfile.ZipInfo) -> Source:
+        def read(start: int, stop: int) -> Iterator[bytes]:
+            # Read in memory, never extracted; zipfile stops at the declared size and checks the sum.
+            with zipfile.ZipFile(path) as archive, archive.open(member) as file:
+                at = 0
+                while at < stop and (piece := file.read(PIECE)):
+                    yield piece[max(0, start - at) : stop - at]
+                    at += len(piece)
+
+        return Source(member.filename, member.file_size, read)
+
+    return [source(each) for each in members if each.filename.endswith(SUFFIXES)]
+
+
+def _check_is_text(path: Path, source: Source) -> None:
+    head = b"".join(source.read(0, min(source.size, 2**16)))
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise Refusal(f"data=text:{path}: {source.name!r} is UTF-16; convert it to UTF-8 first: iconv -f UTF-16 -t UTF-8")
+    if b"\0" in head:
+        raise Refusal(f"data=text:{path}: {source.name!r} is binary (it holds NUL bytes); give text")
+
+
+def divide(sources: list[Source], split: str) -> Iterator[tuple[str, Document]]:
+    """The names and documents of a split: by a hash of the names, 90/5/5; where that leaves a split without any, from
+    each document its first 90%, the next 5%, the last 5%, cut after the end of a line where one is near."""
+    groups = {each: [source for source in sources if _split_of(source.name) == each] for each in SPLITS}
+    if all(groups.values()):
+        yield from ((source.name, source.read(0, source.size)) for source in groups[split])
+        return
+    before = sum(SHARES[: SPLITS.index(split)])
+    for source in sources:
+        start, stop = (_cut(source, before), _cut(source, before + SHARES[SPLITS.index(split)]))
+        if start < stop:
+            yield source.name, source.read(start, stop)
+
+
+def _split_of(name: str) -> str:
+    share = int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:8]) / 2**64
+    return SPLITS[0] if share < SHARES[0] else SPLITS[1] if share < SHARES[0] + SHARES[1] else SPLITS[2]
+
+
+def _cut(source: Source, share: float) -> int:
+    at = min(round(source.size * share), source.size)
+    if at in (0, source.size):
+        return at
+    near = b"".join(source.read(at, min(at + 4096, source.size)))
+    return at + near.find(b"\n") + 1  # find is -1 where no line ends near: cut right here
+
+
+def _fingerprint(sources: list[Source]) -> str:
+    whole = hashlib.sha256()
+    for source in sources:
+        content = hashlib.sha256()
+        for piece in source.read(0, source.size):
+            content.update(piece)
+        name = source.name.encode("utf-8", "surrogateescape")
+        whole.update(len(name).to_bytes(8) + name + content.digest())
+    return whole.hexdigest()
+
+
+# --- TFDS -----------------------------------------------------------------------------------------------------------
+
+
+def _tfds(name: str, split: str, field: str) -> Corpus:
+    import tensorflow_datasets as tfds
+
+    builder = _builder(tfds, name)
+    _check_downloads(builder)
+    try:
+        builder.download_and_prepare(file_format="array_record")
+        field = field or _text_field(name, builder.info.features)
+        if field not in builder.info.features:
+            raise unknown(f"data.field of tfds:{name}", field, builder.info.features)
+        _check_split(name, split, builder.info.splits)
+    except (OSError, ImportError, NotImplementedError, AttributeError) as error:
+        raise Refusal(
+            f"data=tfds:{name} cannot be prepared here ({_line(error)}): some datasets need TensorFlow or Apache Beam to "
+            f"prepare; prepare it elsewhere with file_format=array_record and copy it to {builder.data_dir}"
+        ) from error
+    version = f"{builder.info.full_name} {split} {field} {sorted((k, v.num_examples) for k, v in builder.info.splits.items())}"
+    own = not split and set(SPLITS) <= set(builder.info.splits)
+
+    def text(part: str) -> Iterator[bytes]:
+        for example in builder.as_data_source(split=part):
+            value = example[field]
+            yield value if isinstance(value, bytes) else str(value).encode()
+
+    def documents(part: str) -> Iterator[Document]:
+        if own:
+            yield from ([each] for each in text(part))
+        else:
+            whole = split or ("train" if "train" in builder.info.splits else next(iter(builder.info.splits)))
+            sources = [_memory(f"{i:09d}", each) for i, each in enumerate(text(whole))]
+            yield from (document for _, document in divide(sources, part))
+
+    return Corpus(hashlib.sha256(version.encode()).hexdigest(), documents)
+
+
+def _memory(name: str, content: bytes) -> Source:
+    return Source(name, len(content), lambda start, stop: iter([content[start:stop]]))
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _builder(tfds: Any, name: str) -> Any:
+    from tensorflow_datasets.core import registered
+
+    try:
+        return tfds.builder(name)
+    except (tfds.core.registered.DatasetNotFoundError, ValueError, RuntimeError) as error:
+        package = Path(tfds.__file__).parent / "datasets"
+        names = {*registered.list_imported_builders(), *(each.name for each in package.iterdir() if each.is_dir())}
+        if name.split("/")[0].split(":")[0] not in names:
+            raise unknown("tfds dataset", name, names) from error
+        raise Refusal(f"data=tfds:{name}: {_line(error)}") from error
+
+
+def _check_downloads(builder: Any) -> None:
+    """Refuses at once what TFDS would retry for minutes: a file that is not there and cannot be fetched."""
+    from tensorflow_datasets.core.download import resource
+
+    if builder.data_path.exists():
+        return
+    folder = Path(builder._data_dir_root).expanduser() / "downloads"
+    missing = {
+        url: resource.get_dl_fname(url, info.checksum)
+        for url, info in (builder.url_infos or {}).items()
+        if not any((at / resource.get_dl_fname(url, info.checksum)).exists() for at in (folder, *folder.glob("*")))
+    }
+    for url, file in missing.items():
+        try:
+            socket.create_connection((urlparse(url).hostname, 443), timeout=2).close()
+        except OSError as error:
+            raise Refusal(
+                f"data=tfds:{builder.name} is not prepared and {urlparse(url).hostname} cannot be reached: fetch {url} "
+                f"elsewhere, put it at {folder / file} with {file}.INFO beside it, or give data=text:PATH"
+            ) from error
+
+
+def _text_field(name: str, features: Any) -> str:
+    found = [key for key, feature in features.items() if type(feature).__name__ == "Text"]
+    if len(found) != 1:
+        raise Refusal(f"data=tfds:{name} has the text fields {', '.join(found) or '(none)'}: set --config.data.field")
+    return found[0]
+
+
+def _check_split(name: str, split: str, splits: Any) -> None:
+    try:
+        if split:
+            _ = splits[split]
+    except (KeyError, ValueError) as error:
+        raise unknown(f"data.split of tfds:{name}", split, splits) from error
