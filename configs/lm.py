@@ -2,7 +2,7 @@
 
 python -m scripts.train --workdir=runs/a --config=configs/lm.py:position=rotary,data=stdlib,scale=tiny
 
-The string picks the shape (position, data, scale), flags fill in numbers: --config.steps=500 --config.optimizer.rate=1e-3
+The string picks the shape (position, data, scale), flags fill in numbers: --config.steps=500
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ def position(name: str, data: ConfigDict) -> dict[str, Any]:
 
 
 def get_config(text: str = "") -> ConfigDict:
-    """The config that `position=...,data=...,scale=...` names. Every value is here; nothing is hidden in the library."""
+    """The config that `position=...,data=...,scale=...` names. Every value is here, none is hidden in the library."""
     chosen = parse(text, {"position": "rotary", "data": "stdlib", "scale": "nano"})
     scale = pick("scale", chosen["scale"], SCALES)
     config = ConfigDict()

@@ -16,10 +16,22 @@ POSITIONS: dict[str, dict[str, Any]] = {
 # Model and batch shapes. nano is the quick ablation's; tiny is the benchmark's; gpt2 is GPT-2 small.
 SCALES: dict[str, dict[str, dict[str, Any]]] = {
     "nano": {"model": {"width": 64, "heads": 4, "layers": 2, "dtype": "float32"}, "data": {"length": 128, "batch": 16}},
-    "tiny": {"model": {"width": 128, "heads": 4, "layers": 4, "dtype": "float32"}, "data": {"length": 256, "batch": 16}},
-    "small": {"model": {"width": 384, "heads": 6, "layers": 6, "dtype": "bfloat16"}, "data": {"length": 512, "batch": 32}},
-    "gpt2": {"model": {"width": 768, "heads": 12, "layers": 12, "dtype": "bfloat16"}, "data": {"length": 1024, "batch": 32}},
-    "1b": {"model": {"width": 2048, "heads": 16, "layers": 20, "dtype": "bfloat16"}, "data": {"length": 2048, "batch": 64}},
+    "tiny": {
+        "model": {"width": 128, "heads": 4, "layers": 4, "dtype": "float32"},
+        "data": {"length": 256, "batch": 16},
+    },
+    "small": {
+        "model": {"width": 384, "heads": 6, "layers": 6, "dtype": "bfloat16"},
+        "data": {"length": 512, "batch": 32},
+    },
+    "gpt2": {
+        "model": {"width": 768, "heads": 12, "layers": 12, "dtype": "bfloat16"},
+        "data": {"length": 1024, "batch": 32},
+    },
+    "1b": {
+        "model": {"width": 2048, "heads": 16, "layers": 20, "dtype": "bfloat16"},
+        "data": {"length": 2048, "batch": 64},
+    },
 }
 
 

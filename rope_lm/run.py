@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from rope_lm import attention, data, journal, positional, sharding, training, transformer
+from rope_lm import attention, data, positional, sharding, training, transformer
 from rope_lm.checkpoint import Checkpoints
 from rope_lm.data import Data
 from rope_lm.journal import Journal
@@ -200,7 +200,7 @@ class Loop:
         plan, every = self.plan, self.plan.every
         self.done, self.state = self.checkpoints.restore(plan.program.abstract) or (0, _initial(plan))
         self.lost = np.asarray(self.state.diverged) >= 0
-        self.record.rewind(self.done)
+        self.record.begin(self.done)
         self.clock = Clock(self.record.seconds)
         self.logged = self.done, self.record.seconds
         began = time.monotonic()
@@ -322,7 +322,9 @@ def _signals() -> Iterator[list[int]]:
     A second signal changes nothing, so that it cannot tear the save that the first one caused.
     """
     received: list[int] = []
-    old = {each: signal.signal(each, lambda number, _: received.append(number)) for each in (signal.SIGTERM, signal.SIGINT)}
+    old = {
+        each: signal.signal(each, lambda number, _: received.append(number)) for each in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
         yield received
     finally:

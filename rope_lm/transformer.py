@@ -245,9 +245,9 @@ def check(width: int, heads: int, layers: int, hidden: int, embedding_scale: flo
 def flops_per_token(width: int, layers: int, hidden: int, vocabulary: int, length: int) -> float:
     """Floating-point operations of training on one token: forward, and twice that backward.
 
-    Two for each weight of a matrix product (the embedding is a look-up and counts nothing), and for attention the causal
-    half alone: on average (length + 1) / 2 keys, two products of `width` each. Norms, softmax and what is computed
-    again for the backward pass are not counted.
+    Two for each weight of a matrix product (the embedding is a look-up: it counts nothing), and for attention the
+    causal half alone: on average (length + 1) / 2 keys, two products of `width` each. Norms, softmax and what is
+    computed again for the backward pass are not counted.
     """
     weights = layers * (4 * width * width + 2 * width * hidden) + width * vocabulary
     attention = layers * 2 * width * (length + 1) / 2

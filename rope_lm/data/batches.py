@@ -9,7 +9,7 @@ from rope_lm.refusal import Refusal
 
 
 class Rows:
-    """Windows of length + 1 tokens, one every `length`: each token is a target once. A random-access source for Grain."""
+    """Windows of length + 1 tokens, one every `length`, so that each token is a target once: a source for Grain."""
 
     def __init__(self, tokens: np.ndarray, length: int):
         self.tokens, self.length = tokens, length
@@ -34,7 +34,7 @@ def shuffled(rows: Rows, batch: int, seed: int) -> grain.MapDataset:
 
 
 def ensemble(members: Sequence[grain.MapDataset], start: int, stop: int) -> Iterator[np.ndarray]:
-    """Batches [M B T+1] for steps start to stop - 1, read ahead by Grain's threads. Members with one seed share a batch."""
+    """Batches [M B T+1] for steps start to stop - 1, read ahead by threads. Members with one seed share a batch."""
     distinct = {id(member): member for member in members}
 
     def step(number: int) -> np.ndarray:

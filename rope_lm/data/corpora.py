@@ -42,7 +42,7 @@ def open_corpus(name: str, split: str, field: str, cache: Path) -> Corpus:
 
     Raises Refusal for a name, a path or a text that cannot be used.
     """
-    kind, colon, rest = name.partition(":")
+    kind, _, rest = name.partition(":")
     if not name.startswith("tfds:") and (split or field):
         raise Refusal(f"data.split={split!r}, data.field={field!r}: only data=tfds:NAME has them; leave both empty")
     if name == "stdlib":
@@ -137,7 +137,9 @@ def _zip(path: Path) -> list[Source]:
     for each in members:
         parts = each.filename.replace("\\", "/").split("/")
         if ".." in parts or each.filename.startswith(("/", "\\")) or ":" in parts[0]:
-            raise Refusal(f"data=text:{path}: member {each.filename!r} leads out of the zip; pack it without such paths")
+            raise Refusal(
+                f"data=text:{path}: member {each.filename!r} leads out of the zip; pack it without such paths"
+            )
         if total > UNPACKED or each.file_size > RATIO * max(each.compress_size, 4096):
             raise Refusal(
                 f"data=text:{path}: member {each.filename!r} unpacks to {each.file_size:,} bytes from "
@@ -161,7 +163,9 @@ def _zip(path: Path) -> list[Source]:
 def _check_is_text(path: Path, source: Source) -> None:
     head = b"".join(source.read(0, min(source.size, 2**16)))
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise Refusal(f"data=text:{path}: {source.name!r} is UTF-16; convert it to UTF-8 first: iconv -f UTF-16 -t UTF-8")
+        raise Refusal(
+            f"data=text:{path}: {source.name!r} is UTF-16; convert it to UTF-8 first: iconv -f UTF-16 -t UTF-8"
+        )
     if b"\0" in head:
         raise Refusal(f"data=text:{path}: {source.name!r} is binary (it holds NUL bytes); give text")
 
@@ -220,10 +224,11 @@ def _tfds(name: str, split: str, field: str) -> Corpus:
         _check_split(name, split, builder.info.splits)
     except (OSError, ImportError, NotImplementedError, AttributeError) as error:
         raise Refusal(
-            f"data=tfds:{name} cannot be prepared here ({_line(error)}): some datasets need TensorFlow or Apache Beam to "
-            f"prepare; prepare it elsewhere with file_format=array_record and copy it to {builder.data_dir}"
+            f"data=tfds:{name} cannot be prepared here ({_line(error)}): some datasets need TensorFlow or Beam for it; "
+            f"prepare it elsewhere with file_format=array_record and copy it to {builder.data_dir}"
         ) from error
-    version = f"{builder.info.full_name} {split} {field} {sorted((k, v.num_examples) for k, v in builder.info.splits.items())}"
+    counts = sorted((key, value.num_examples) for key, value in builder.info.splits.items())
+    version = f"{builder.info.full_name} {split} {field} {counts}"
     own = not split and set(SPLITS) <= set(builder.info.splits)
 
     def text(part: str) -> Iterator[bytes]:
