@@ -1,4 +1,4 @@
-"""What is predicted: rows of tokens to inputs, targets and weights, and the loss in nats."""
+"""What is predicted: rows of W = T + 1 tokens to inputs, targets and weights, and the loss in nats."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ class Example(NamedTuple):
     weights: Float[Array, "B T"]
 
 
-def causal(rows: Int[Array, "B T+1"]) -> Example:
+def causal(rows: Int[Array, "B W"]) -> Example:
     """Each token predicts the next one."""
     return Example(rows[:, :-1], rows[:, 1:], jnp.ones(rows[:, 1:].shape, jnp.float32))
 

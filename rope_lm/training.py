@@ -1,4 +1,7 @@
-"""State and the pure functions on it. An ensemble of members is trained at once: `jax.vmap` appears here only."""
+"""State and the pure functions on it. An ensemble of members is trained at once: `jax.vmap` appears here only.
+
+Dimensions: M members, B rows of a batch, W = T + 1 tokens of a row, R rows of an evaluation.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -39,8 +42,8 @@ class Program(NamedTuple):
     """Pure functions on plain pytrees, jitted over a mesh, and what is known of them before they run."""
 
     init: Callable[[Int[Array, "M"], Float[Array, "M"]], State]  # seeds, peak rates
-    step: Callable[[State, Int[Array, "M B T+1"]], tuple[State, Metrics]]
-    evaluate: Callable[[Any, Int[Array, "R T+1"]], tuple[Float[Array, "M T"], Float[Array, "T"]]]  # params, rows
+    step: Callable[[State, Int[Array, "M B W"]], tuple[State, Metrics]]
+    evaluate: Callable[[Any, Int[Array, "R W"]], tuple[Float[Array, "M T"], Float[Array, "T"]]]  # params, rows
     abstract: State  # shapes, dtypes and shardings
     rows: jax.sharding.Sharding  # of the rows of a step
 
@@ -77,22 +80,22 @@ def make(
     adam = optimizer.make(**bind(optimizer.make, optimization, "optimizer", given))
     sharding.check(mesh, members, _share(batch, adam.accumulate), model["width"], model["heads"], model["hidden"])
 
-    def forward(params: Any, rows: Int[Array, "B T+1"]) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+    def forward(params: Any, rows: Int[Array, "B W"]) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
         example = objective.causal(rows)
         logits, _ = nnx.merge(graph, nnx.State(params))(example.inputs)
         return objective.cross_entropy(logits, example.targets) * example.weights, example.weights
 
-    def loss(params: Any, rows: Int[Array, "B T+1"]) -> Float[Array, ""]:
+    def loss(params: Any, rows: Int[Array, "B W"]) -> Float[Array, ""]:
         nats, weights = forward(params, rows)
         return jnp.sum(nats) / jnp.sum(weights)
 
-    def gradient(params: Any, rows: Int[Array, "B T+1"]) -> tuple[Float[Array, ""], Any]:
+    def gradient(params: Any, rows: Int[Array, "B W"]) -> tuple[Float[Array, ""], Any]:
         if adam.accumulate == 1:
             return jax.value_and_grad(loss)(params, rows)
         pieces = rows.reshape(adam.accumulate, -1, rows.shape[-1])
         zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
 
-        def add(total: Any, piece: Int[Array, "B T+1"]) -> tuple[Any, None]:
+        def add(total: Any, piece: Int[Array, "B W"]) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, total, jax.value_and_grad(loss)(params, piece)), None
 
         total, _ = jax.lax.scan(add, zero, pieces)
@@ -118,12 +121,12 @@ def make(
     def init(seeds: Int[Array, "M"], rates: Float[Array, "M"]) -> State:
         return State(jnp.int32(0), *jax.vmap(init_member)(seeds, rates))
 
-    def step(state: State, rows: Int[Array, "M B T+1"]) -> tuple[State, Metrics]:
+    def step(state: State, rows: Int[Array, "M B W"]) -> tuple[State, Metrics]:
         mapped = jax.vmap(step_member, in_axes=(None, 0, 0, 0, 0, 0), spmd_axis_name="member")
         rest, metrics = mapped(*state, rows)
         return State(state.step + 1, *rest), metrics
 
-    def evaluate(params: Any, rows: Int[Array, "R T+1"]) -> tuple[Float[Array, "M T"], Float[Array, "T"]]:
+    def evaluate(params: Any, rows: Int[Array, "R W"]) -> tuple[Float[Array, "M T"], Float[Array, "T"]]:
         count = rows.shape[0]
         padded = jnp.pad(rows, ((0, -count % batch), (0, 0))).reshape(-1, batch, rows.shape[1])
         real = (jnp.arange(padded.shape[0] * batch) < count).reshape(-1, batch, 1)

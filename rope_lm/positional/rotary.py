@@ -9,7 +9,7 @@ from rope_lm.positions import Positions
 from rope_lm.refusal import Refusal
 
 
-def frequencies(size: int, base: float) -> Float[Array, "H/2"]:
+def frequencies(size: int, base: float) -> Float[Array, "F"]:
     """Radians per token of each of the size/2 planes: base ** (-2i / size) (arXiv 2104.09864, section 3.2.2)."""
     return base ** (-jnp.arange(0, size, 2, dtype=jnp.float32) / size)
 
@@ -19,7 +19,7 @@ def angles(index: Int[Array, "B T"], frequency: Float[Array, "F"]) -> Float[Arra
     return index.astype(jnp.float32)[..., None] * frequency
 
 
-def rotate(x: Float[Array, "B T N H"], angle: Float[Array, "#B T H/2"]) -> Float[Array, "B T N H"]:
+def rotate(x: Float[Array, "B T N H"], angle: Float[Array, "#B T F"]) -> Float[Array, "B T N H"]:
     """Turns the plane of components (i, i + H/2) by angle i (RoFormer, Eq. 34, in the half-split pairing).
 
     The rotation is computed in float32 and returned in the dtype of x.

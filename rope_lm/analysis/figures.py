@@ -1,0 +1,162 @@
+"""The figures: for print, for the colour-blind, and for a page in the dark. The same data gives the same bytes."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from rope_lm.analysis.comparison import Arm, Tuning
+from rope_lm.analysis.convergence import interval
+
+# Okabe and Ito's colours, each with a dash and a marker of its own: a line can be told apart without its colour.
+STYLES = [
+    ("#D55E00", "-", "o"),
+    ("#0072B2", (0, (5, 1.5)), "s"),
+    ("#009E73", (0, (3, 1, 1, 1)), "^"),
+    ("#CC79A7", (0, (1.5, 1)), "D"),
+    ("#E69F00", (0, (6, 1, 1, 1, 1, 1)), "v"),
+    ("#56B4E9", "-.", "P"),
+    ("#8C8C8C", ":", "X"),
+]
+FIXED = {"rotary": 0, "sinusoidal": 1, "relative_bias": 2, "learned": 3, "none": 6}
+GREY = "#7a7a7a"  # 4.3:1 on white and 4.5:1 on the dark page: one file for both
+RC = {
+    "svg.hashsalt": "rope_lm",
+    "svg.fonttype": "path",
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "lines.linewidth": 2,
+    "figure.constrained_layout.use": True,
+    "savefig.transparent": True,
+    **{
+        key: GREY
+        for key in ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
+    },
+}
+
+
+def style(name: str, others: Sequence[str]) -> dict[str, object]:
+    """Colour, dash and marker of an arm; the same arm looks the same in every figure."""
+    free = [i for i in range(len(STYLES)) if i not in FIXED.values()]
+    strangers = sorted(set(others) - set(FIXED))
+    number = FIXED[name] if name in FIXED else free[strangers.index(name) % len(free)]
+    color, dash, marker = STYLES[number]
+    return {"color": color, "linestyle": dash, "marker": marker}
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes path.svg and path.png, without dates."""
+    with matplotlib.rc_context(RC):
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
+        figure.savefig(path.with_suffix(".png"), dpi=160, metadata={"Software": None})
+    plt.close(figure)
+
+
+def drawn(size: tuple[float, float]) -> Callable[[Callable], Callable[..., Figure]]:
+    """Gives the function a pair of axes to draw on, and returns the figure."""
+
+    def wrap(draw: Callable) -> Callable[..., Figure]:
+        def make(*arguments: object) -> Figure:
+            with matplotlib.rc_context(RC):
+                figure, axes = plt.subplots(figsize=size)
+                draw(axes, *arguments)
+                return figure
+
+        make.__doc__, make.__name__ = draw.__doc__, draw.__name__
+        return make
+
+    return wrap
+
+
+@drawn((7.2, 4.4))
+def loss_curves(axes: plt.Axes, arms: Sequence[Arm]) -> None:
+    """Validation loss against steps: the mean over seeds, and the 95% interval of that mean as a band."""
+    names = [arm.name for arm in arms]
+    for arm in arms:
+        steps = arm.run.curves[0].steps
+        table = np.array([np.interp(steps, curve.steps, curve.nats) for curve in arm.run.curves])
+        estimates = [interval(column) for column in table.T]
+        look = style(arm.name, names)
+        late = steps > 0
+        axes.plot(steps[late], table.mean(0)[late], label=arm.name, markevery=0.12, markersize=5, **look)
+        low, high = (np.array([getattr(each, end) for each in estimates])[late] for end in ("low", "high"))
+        axes.fill_between(steps[late], low, high, color=look["color"], alpha=0.18, linewidth=0)
+    axes.set(xscale="log", xlabel="steps", ylabel="validation loss, nats per token")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    tokens = arms[0].run.tokens_per_step
+    top = axes.secondary_xaxis("top", functions=(lambda step: step * tokens, lambda token: token / tokens))
+    top.set_xlabel("tokens")
+    first = max(np.nanmin(arm.run.curves[0].steps[arm.run.curves[0].steps > 0]) for arm in arms)
+    highest = max(np.interp(first, arm.run.curves[0].steps, arm.run.curves[0].nats) for arm in arms)
+    lowest = min(arm.final.mean for arm in arms)
+    axes.set_ylim(lowest - 0.03 * (highest - lowest), highest)
+    axes.legend()
+
+
+@drawn((7.2, 2.8))
+def speedups(axes: plt.Axes, arms: Sequence[Arm], treatment: str) -> None:
+    """The treatment's speed-up over each baseline, to the baseline's own final loss, with its 95% interval."""
+    tested = [arm for arm in arms if arm.speedup]
+    for row, arm in enumerate(tested):
+        s, color = arm.speedup, style(arm.name, [a.name for a in arms])["color"]
+        if np.isfinite(s.low):
+            axes.plot([s.low, s.high], [row, row], color=color, linewidth=3, solid_capstyle="butt")
+        axes.plot(s.mean, row, marker=style(arm.name, [a.name for a in arms])["marker"], color=color, markersize=9)
+        axes.annotate(f"{s.mean:.2f}x  {s.verdict}", (s.mean, row), (0, 9), textcoords="offset points", ha="center")
+    axes.axvline(1, color=GREY, linewidth=1)
+    axes.set_yticks(range(len(tested)), [f"over {arm.name}" for arm in tested])
+    axes.set(ylim=(-0.5, len(tested) - 0.2), xscale="log", xlabel=f"speed-up of {treatment} (1: as fast), log scale")
+    _plain_log(axes)
+    axes.grid(axis="y", visible=False)
+
+
+def _plain_log(axes: plt.Axes) -> None:
+    low, high = axes.get_xlim()
+    low, high = min(low, 0.9), max(high, 1.12)
+    axes.set_xlim(low, high)
+    ticks = [t for t in (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.2, 1.5, 2, 3, 5, 7, 10, 20, 30, 50, 100) if low <= t <= high]
+    axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+@drawn((7.2, 3.8))
+def profile(axes: plt.Axes, arms: Sequence[Arm], treatment: str) -> None:
+    """Speed-up against the target: the answer hangs on how low a loss one asks for."""
+    for arm in (arm for arm in arms if arm.profile):
+        look = style(arm.name, [a.name for a in arms])
+        targets = [s.target for s in arm.profile]
+        axes.plot(targets, [s.mean for s in arm.profile], label=f"over {arm.name}", markevery=4, markersize=5, **look)
+        low, high = ([getattr(s, end) for s in arm.profile] for end in ("low", "high"))
+        axes.fill_between(targets, low, high, color=look["color"], alpha=0.15, linewidth=0)
+    means = [s.mean for arm in arms for s in arm.profile]
+    axes.axhline(1, color=GREY, linewidth=1)
+    axes.set_ylim(min(0.8, min(means, default=1) * 0.9), max(1.2, max(means, default=1) * 1.15))
+    axes.invert_xaxis()
+    axes.set(xlabel="target: validation loss, nats per token (harder to the right)", ylabel=f"speed-up of {treatment}")
+    axes.legend()
+
+
+@drawn((7.2, 3.8))
+def sensitivity(axes: plt.Axes, tunings: Sequence[Tuning]) -> None:
+    """Final loss against the peak learning rate; a ring marks each arm's best."""
+    names = [tuning.arm for tuning in tunings]
+    for tuning in tunings:
+        look = style(tuning.arm, names)
+        finals = [final if np.isfinite(final) else np.nan for final in tuning.finals]
+        axes.plot(tuning.rates, finals, label=tuning.arm, **look)
+        axes.plot(tuning.best, min(tuning.finals), "o", markersize=14, fillstyle="none", color=look["color"])
+    axes.set(xscale="log", xlabel="peak learning rate", ylabel="final validation loss, nats per token")
+    rates = sorted({rate for tuning in tunings for rate in tuning.rates})
+    axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.legend()

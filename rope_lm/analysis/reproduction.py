@@ -1,0 +1,59 @@
+"""Whether a summary reproduces an archived one."""
+
+from typing import Any, NamedTuple
+
+SAME_START = 1e-5  # nats: the loss at step 0, on the same text
+
+
+class Row(NamedTuple):
+    """One thing that was held against the archive."""
+
+    what: str
+    archived: str
+    here: str
+    agrees: bool | None  # None: it could not be compared, and `here` says why
+
+
+def hold(summary: dict[str, Any], archived: dict[str, Any]) -> list[Row]:
+    """Rows for: the arms, the paired ordering of their final losses, overlapping seed intervals, the loss at step 0.
+
+    Two arms whose archived intervals overlap may stand in either order. Another text (its fingerprint differs, as it
+    does between Python versions) gives other losses: then only the ordering is held.
+    """
+    ours, theirs = ({arm["arm"]: arm for arm in each["arms"]} for each in (summary, archived))
+    rows = [Row("arms", ", ".join(sorted(theirs)), ", ".join(sorted(ours)), set(theirs) <= set(ours))]
+    both = [name for name in theirs if name in ours]
+    same_text = summary["fingerprint"].get("text") == archived["fingerprint"].get("text")
+    for i, a in enumerate(both):
+        for b in both[i + 1 :]:
+            first, second = sorted((a, b), key=lambda name: theirs[name]["final_nats"]["mean"])
+            if _interval(theirs[first])[1] < _interval(theirs[second])[0]:
+                good = _paired_difference(ours[first], ours[second]) < 0
+                rows.append(Row(f"{first} ends below {second}", "yes", "yes" if good else "no", good))
+    for name in both:
+        (a, b), (c, d) = _interval(theirs[name]), _interval(ours[name])
+        shown = f"{a:.3f} to {b:.3f}", f"{c:.3f} to {d:.3f}"
+        rows.append(Row(f"final nats of {name}", shown[0], shown[1] if same_text else f"{shown[1]}: another text",
+                        max(a, c) <= min(b, d) if same_text else None))  # fmt: skip
+        for seed in theirs[name]["first_nats"].keys() & ours[name]["first_nats"].keys():
+            x, y = theirs[name]["first_nats"][seed], ours[name]["first_nats"][seed]
+            rows.append(Row(f"loss at step 0 of {name}, seed {seed}", f"{x:.6f}", f"{y:.6f}" if same_text else
+                            f"{y:.6f}: another text", abs(x - y) <= SAME_START if same_text else None))  # fmt: skip
+    return rows
+
+
+def reproduced(rows: list[Row]) -> bool:
+    """Whether nothing that could be compared disagrees."""
+    return all(row.agrees is not False for row in rows)
+
+
+def _interval(arm: dict[str, Any]) -> tuple[float, float]:
+    final = arm["final_nats"]
+    return (final["mean"], final["mean"]) if final["low"] is None else (final["low"], final["high"])
+
+
+def _paired_difference(a: dict[str, Any], b: dict[str, Any]) -> float:
+    """Mean over common seeds of a's final loss less b's, in nats."""
+    a, b = a["final_nats"]["by_seed"], b["final_nats"]["by_seed"]
+    seeds = a.keys() & b.keys()
+    return sum(a[seed] - b[seed] for seed in seeds) / max(1, len(seeds))

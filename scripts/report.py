@@ -1,0 +1,84 @@
+"""Make the report of one or several sweeps or runs: index.html, summary.json, table.csv, table.tex, figures/."""
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from rope_lm.analysis import load, report, reproduction
+from rope_lm.refusal import Refusal
+
+EXAMPLES = """examples:
+  python -m scripts.report runs/ablation --out=report/
+  python -m scripts.report runs/quick results/tuning --out=report/ --against=results/quick/summary.json
+
+A folder whose runs have several learning rates is a grid: it gives the figure of learning rates. Any other folder is a
+comparison. exit status: 0, or 3 if --against was given and is not reproduced, or 2 for a mistake in the command."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        "python -m scripts.report", None, __doc__, EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", help="the --workdir of a sweep or of a run")
+    parser.add_argument("--out", required=True, help="the folder that the report is written into")
+    parser.add_argument("--treatment", default="rotary", help="the arm whose speed-up is asked for (rotary)")
+    parser.add_argument("--against", help="the summary.json of an archived report, to hold this one against")
+    arguments = parser.parse_args()
+    archived = _read(arguments.against) if arguments.against else None
+    command = shlex.join(["python", "-m", "scripts.report", *sys.argv[1:]])
+    out = Path(arguments.out)
+    try:
+        summary = report.write([load(path) for path in arguments.runs], out, arguments.treatment, command)
+    except OSError as error:
+        raise Refusal(f"--out={arguments.out!r} cannot be written ({error.strerror}): choose another folder") from error
+    console = Console()
+    console.print(_verdicts(summary, arguments.treatment))
+    for warning in summary["warnings"]:
+        console.print(f"warning: {warning}", highlight=False, markup=False)
+    status = 0 if archived is None else _hold(summary, archived, console)
+    console.print(f"the page: {out / 'index.html'}", highlight=False, soft_wrap=True)
+    return status
+
+
+def _read(path: str) -> dict:
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Refusal(f"--against={path!r} cannot be read ({error}): give the summary.json of a report") from error
+
+
+def _verdicts(summary: dict, treatment: str) -> Table:
+    table = Table("encoding", "final nats/token", f"speed-up of {treatment}", "95% interval", f"{treatment} faster?")
+    number = lambda value, digits: "" if value is None else f"{value:.{digits}f}"  # noqa: E731
+    for arm in summary["arms"]:
+        over = arm[f"speedup_of_{treatment}"] or {"mean": None, "low": None, "high": None, "verdict": ""}
+        span = "" if over["low"] is None else f"{over['low']:.2f} to {over['high']:.2f}"
+        final = number(arm["final_nats"]["mean"], 3)
+        table.add_row(arm["arm"], final, number(over["mean"], 2), span, over["verdict"])
+    return table
+
+
+def _hold(summary: dict, archived: dict, console: Console) -> int:
+    rows = reproduction.hold(summary, archived)
+    differ = [row for row in rows if row.agrees is False]
+    compared = sum(row.agrees is not None for row in rows)
+    for row in differ:
+        console.print(f"differs: {row.what}: archived {row.archived}, here {row.here}", highlight=False, markup=False)
+    if compared < len(rows):
+        console.print(f"{len(rows) - compared} rows were not compared: the text is another one", highlight=False)
+    word = "[bold green]reproduced[/]" if reproduction.reproduced(rows) else "[bold red]not reproduced[/]"
+    console.print(f"{word}: {compared - len(differ)} of {compared} comparisons with the archived results agree")
+    return 0 if reproduction.reproduced(rows) else 3
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except Refusal as refusal:
+        print(f"error: {refusal}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,32 @@
+"""Shapes and types of every public signature are checked while the tests run."""
+
+import os
+import tempfile
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from jaxtyping import install_import_hook
+
+install_import_hook("rope_lm", "beartype.beartype")
+
+import jax
+import pytest
+
+# Compiled programs are kept from one test, and one run of the tests, to the next.
+jax.config.update("jax_compilation_cache_dir", str(Path(tempfile.gettempdir(), f"rope_lm-tests-{os.getuid()}")))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A cache of prepared text, for the whole session."""
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small text in one file: 2,000 different lines."""
+    path = tmp_path_factory.mktemp("text") / "lines.txt"
+    path.write_text("".join(f"line {i} says that {i} squared is {i * i}, and its digits are {i:08b}\n" for i in range(2000)))
+    return path
