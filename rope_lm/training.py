@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt
 
 from rope_lm import objective, optimizer, sharding
 from rope_lm.refusal import Refusal
@@ -41,7 +41,7 @@ class Metrics(NamedTuple):
 class Program(NamedTuple):
     """Pure functions on plain pytrees, jitted over a mesh, and what is known of them before they run."""
 
-    init: Callable[[Int[Array, "M"], Float[Array, "M"]], State]  # seeds, peak rates
+    init: Callable[[UInt[Array, "M"], Float[Array, "M"]], State]  # seeds, peak rates
     step: Callable[[State, Int[Array, "M B W"]], tuple[State, Metrics]]
     evaluate: Callable[[Any, Int[Array, "R W"]], tuple[Float[Array, "M T"], Float[Array, "T"]]]  # params, rows
     abstract: State  # shapes, dtypes and shardings
@@ -65,7 +65,7 @@ def make(
     loss by position. Raises Refusal for sections that do not fit `Transformer` and `optimizer.make`.
     """
 
-    def build(seed: Int[Array, ""]) -> Transformer:
+    def build(seed: UInt[Array, ""]) -> Transformer:
         key = jax.random.key(seed)
         # A stream of its own for the encoding: the shared parameters then start bit-identical in every arm.
         rngs = nnx.Rngs(params=jax.random.fold_in(key, 0), position=jax.random.fold_in(key, 1))
@@ -101,7 +101,7 @@ def make(
         total, _ = jax.lax.scan(add, zero, pieces)
         return jax.tree.map(lambda x: x / adam.accumulate, total)
 
-    def init_member(seed: Int[Array, ""], rate: Float[Array, ""]) -> tuple[Any, ...]:
+    def init_member(seed: UInt[Array, ""], rate: Float[Array, ""]) -> tuple[Any, ...]:
         params = nnx.to_pure_dict(nnx.state(build(seed), nnx.Param))
         return params, adam.transform.init(params), rate, jnp.int32(-1)
 
@@ -118,7 +118,7 @@ def make(
         diverged = jnp.where((diverged < 0) & ~good, step, diverged)
         return (params, moments, rate, diverged), Metrics(nats, norm, now, diverged)
 
-    def init(seeds: Int[Array, "M"], rates: Float[Array, "M"]) -> State:
+    def init(seeds: UInt[Array, "M"], rates: Float[Array, "M"]) -> State:
         return State(jnp.int32(0), *jax.vmap(init_member)(seeds, rates))
 
     def step(state: State, rows: Int[Array, "M B W"]) -> tuple[State, Metrics]:

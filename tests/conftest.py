@@ -8,7 +8,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from jaxtyping import install_import_hook
 
-install_import_hook("rope_lm", "beartype.beartype")
+# A whole number is a float too (PEP 484).
+install_import_hook("rope_lm", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 import jax
 import pytest

@@ -52,4 +52,4 @@ def spread(rows: Rows, count: int) -> np.ndarray:
             f"the validation text has {len(rows)} rows of {rows.length} tokens, data.validation asks for {count}: "
             "give more text, or lower data.validation or data.length"
         )
-    return np.stack([rows[row] for row in np.linspace(0, len(rows) - 1, count).round().astype(int)])
+    return np.stack([rows[row] for row in np.linspace(0, len(rows) - 1, count).round().astype(int).tolist()])

@@ -1,12 +1,17 @@
 """Where text comes from: TFDS builders, and files of one's own, become documents divided into three splits."""
 
 import hashlib
+import importlib.util
 import os
 import socket
+import sys
 import sysconfig
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from glob import glob
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
@@ -15,7 +20,7 @@ from rope_lm.refusal import Refusal, unknown
 SPLITS = ("train", "validation", "test")
 SHARES = (0.90, 0.05, 0.05)  # of the documents, or of each document where there are few
 SUFFIXES = (".txt", ".md", ".py")
-PIECE = 16 * 2**20  # bytes of a document that are in memory at once
+PIECE = 4 * 2**20  # bytes of a document that are in memory at once
 UNPACKED = 8 * 2**30  # bytes that a zip may hold
 RATIO = 200  # by which a member of a zip may be compressed; text is compressed by 3 to 10
 
@@ -217,7 +222,8 @@ def _tfds(name: str, split: str, field: str) -> Corpus:
     builder = _builder(tfds, name)
     _check_downloads(builder)
     try:
-        builder.download_and_prepare(file_format="array_record")
+        with _file_access():
+            builder.download_and_prepare(file_format="array_record")
         field = field or _text_field(name, builder.info.features)
         if field not in builder.info.features:
             raise unknown(f"data.field of tfds:{name}", field, builder.info.features)
@@ -245,6 +251,22 @@ def _tfds(name: str, split: str, field: str) -> Corpus:
             yield from (document for _, document in divide(sources, part))
 
     return Corpus(hashlib.sha256(version.encode()).hexdigest(), documents)
+
+
+@contextmanager
+def _file_access() -> Iterator[None]:
+    """Many builders want of TensorFlow its file functions alone; where it is not installed Python's stand in."""
+    if importlib.util.find_spec("tensorflow") is not None:
+        yield
+        return
+    files = {"GFile": open, "exists": os.path.exists, "isdir": os.path.isdir, "listdir": os.listdir, "glob": glob}
+    stand_in = ModuleType("tensorflow")
+    stand_in.__version__, stand_in.io = "2.99 (its file functions only)", SimpleNamespace(gfile=SimpleNamespace(**files))
+    sys.modules["tensorflow"] = stand_in
+    try:
+        yield
+    finally:
+        del sys.modules["tensorflow"]
 
 
 def _memory(name: str, content: bytes) -> Source:

@@ -1,12 +1,13 @@
 """Text to tokens and back."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from rope_lm.refusal import unknown
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """What a tokenizer is. `fingerprint` changes when any token would."""
 

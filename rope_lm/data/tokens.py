@@ -116,7 +116,7 @@ def _write(path: Path, split: str, corpus: Corpus, tokenizer: Tokenizer) -> dict
     with open(path, "wb") as file:
         for document in corpus.documents(split):
             for piece in document:
-                encoded = tokenizer.encode(piece).astype(DTYPE)
+                encoded = tokenizer.encode(piece).astype(DTYPE, copy=False)
                 tokens, size = tokens + len(encoded), size + len(piece)
                 digest.update(encoded)
                 file.write(encoded)

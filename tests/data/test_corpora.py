@@ -1,0 +1,210 @@
+"""Text from real files, zips and TFDS builders, and the mistakes that people make with them."""
+
+import hashlib
+import os
+import shutil
+import sys
+import tracemalloc
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from rope_lm import data
+from rope_lm.data import corpora
+from rope_lm.refusal import Refusal
+
+SHAKESPEARE = Path(__file__).parents[3] / "shared" / "data" / "tiny_shakespeare.txt"
+
+
+def make(name: str, cache: str, **changes: object) -> data.Data:
+    section = {"tokenizer": "bytes", "length": 16, "batch": 2, "validation": 2, "split": "", "field": ""} | changes
+    return data.make(name=name, cache=cache, **section)
+
+
+def everything(made_of: corpora.Corpus) -> dict[str, list[bytes]]:
+    return {split: [b"".join(document) for document in made_of.documents(split)] for split in corpora.SPLITS}
+
+
+def test_stdlib_is_the_running_pythons_own_library(cache):
+    made = make("stdlib", cache)
+    assert 300 < sum(made.documents.values()) < 2000
+    assert 5e6 < sum(made.tokens.values()) < 3e7
+    names = [source.name for source in corpora.stdlib_sources()]
+    assert "argparse.py" in names and "json/decoder.py" in names
+    assert not any(part in ("test", "tests", "site-packages") for name in names for part in name.split("/"))
+    shares = [made.documents[split] / sum(made.documents.values()) for split in corpora.SPLITS]
+    assert shares[0] == pytest.approx(0.9, abs=0.04) and shares[1] == pytest.approx(0.05, abs=0.03)
+
+
+def test_stdlib_through_tfds_is_the_files_themselves(cache):
+    kept = everything(corpora.open_corpus("stdlib", "", "", Path(cache)))
+    files = {b"".join(source.read(0, source.size)) for source in corpora.stdlib_sources()}
+    assert {text for texts in kept.values() for text in texts} == files
+    assert not set(kept["train"]) & (set(kept["validation"]) - {b""})
+
+
+def test_the_second_time_is_quick_and_imports_no_tfds(cache):
+    make("stdlib", cache)
+    kept = {name: sys.modules.pop(name) for name in list(sys.modules) if name.startswith("tensorflow_datasets")}
+    try:
+        make("stdlib", cache)
+        assert "tensorflow_datasets" not in sys.modules
+    finally:
+        sys.modules.update(kept)
+
+
+def test_a_folder_is_divided_by_document_and_a_file_by_position(tmp_path, cache):
+    for i in range(200):
+        (tmp_path / "many" / str(i % 3)).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "many" / str(i % 3) / f"{i}.md").write_text(f"document {i}\n" * 5)
+    (tmp_path / "many" / "left-out.bin").write_bytes(b"\0\1")
+    kept = everything(corpora.open_corpus(f"text:{tmp_path / 'many'}", "", "", Path(cache)))
+    assert [len(kept[split]) for split in corpora.SPLITS] == [180, 10, 10] or sum(map(len, kept.values())) == 200
+    assert all(text.count(b"document") == 5 for texts in kept.values() for text in texts)
+    one = tmp_path / "one.txt"
+    one.write_text("".join(f"line {i}\n" for i in range(1000)))
+    kept = everything(corpora.open_corpus(f"text:{one}", "", "", Path(cache)))
+    assert b"".join(kept["train"] + kept["validation"] + kept["test"]) == one.read_bytes()
+    assert all(text.endswith(b"\n") and text.startswith(b"line") for texts in kept.values() for text in texts)
+
+
+def test_a_zip_holds_what_its_folder_does(tmp_path, cache):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for i in range(100):
+            (tmp_path / "a").mkdir(exist_ok=True)
+            (tmp_path / "a" / f"{i}.txt").write_text(f"text {i} " * 50)
+            archive.write(tmp_path / "a" / f"{i}.txt", f"{i}.txt")
+    folder, packed = (corpora.open_corpus(f"text:{tmp_path / each}", "", "", Path(cache)) for each in ("a", "a.zip"))
+    assert folder.fingerprint == packed.fingerprint
+    assert everything(folder) == everything(packed)
+
+
+def test_a_change_of_one_byte_is_another_fingerprint(tmp_path, cache):
+    path = tmp_path / "a.txt"
+    path.write_text("abc\n" * 500)
+    before = make(f"text:{path}", cache).fingerprint
+    path.write_text("abc\n" * 499 + "abd\n")
+    after = make(f"text:{path}", cache).fingerprint
+    assert before["text"] != after["text"] and before["tokens"] != after["tokens"]
+
+
+def test_names_with_newlines_and_no_utf8(tmp_path, cache):
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t" / "a\nb.txt").write_text("hello there\n" * 100)
+    with open(os.fsencode(tmp_path / "t") + b"/\xff.txt", "wb") as file:
+        file.write(b"bytes \xff\xfe are no UTF-8 but they are tokens\n" * 100)
+    assert sum(make(f"text:{tmp_path / 't'}", cache).tokens.values()) > 5000
+
+
+def test_one_huge_line_is_read_in_pieces(tmp_path, cache):
+    path = tmp_path / "line.txt"
+    with open(path, "wb") as file:
+        for _ in range(60):
+            file.write(b"x" * 2**20)
+    tracemalloc.start()
+    made = make(f"text:{path}", cache)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert sum(made.tokens.values()) == 60 * 2**20 + 3
+    assert peak < 40 * 2**20, f"{peak / 2**20:.0f} MiB at once"
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def test_a_mistake_with_text_is_one_line(tmp_path, cache):
+    good = b"a line of text\n" * 200
+    (tmp_path / "empty-folder").mkdir()
+    with zipfile.ZipFile(tmp_path / "out.zip", "w") as archive:
+        archive.writestr("../out.txt", good)
+    with zipfile.ZipFile(tmp_path / "absolute.zip", "w") as archive:
+        archive.writestr("/etc/out.txt", good)
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb.txt", b"0" * 2**25)
+    (tmp_path / "loop.txt").symlink_to(tmp_path / "loop.txt")
+    cases = [
+        (tmp_path / "missing.txt", "no such file or folder"),
+        (write(tmp_path / "empty.txt", b""), "the file is empty"),
+        (tmp_path / "empty-folder", "the folder holds no .txt, .md, .py file"),
+        (write(tmp_path / "pictures/a.png", b"\x89PNG").parent, "the folder holds no .txt, .md, .py file"),
+        (write(tmp_path / "binary.txt", b"\x7fELF\0\0\0" * 99), "'binary.txt' is binary"),
+        (write(tmp_path / "utf16.txt", good.decode().encode("utf-16")), "is UTF-16; convert it to UTF-8"),
+        (write(tmp_path / "short.txt", b"too short"), "the training text has 0 rows of 16 tokens, a batch needs 2"),
+        (write(tmp_path / "few.txt", b"x" * 300), "validation text has . rows of 16 tokens, data.validation asks for 2"),
+        (tmp_path / "loop.txt", "cannot be read"),
+        (write(tmp_path / "torn.zip", b"PK\3\4 torn"), "cannot be read"),
+        (tmp_path / "out.zip", "'../out.txt' leads out of the zip"),
+        (tmp_path / "absolute.zip", "'/etc/out.txt' leads out of the zip"),
+        (tmp_path / "bomb.zip", "more than text does"),
+    ]
+    before = set(tmp_path.parent.iterdir())
+    for path, words in cases:
+        with pytest.raises(Refusal, match=words) as refusal:
+            make(f"text:{path}", cache)
+        assert "\n" not in str(refusal.value), path
+    assert set(tmp_path.parent.iterdir()) == before and not Path("/etc/out.txt").exists()
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root reads every file")
+def test_an_unreadable_file_is_one_line(tmp_path, cache):
+    path = write(tmp_path / "mine.txt", b"text")
+    path.chmod(0)
+    with pytest.raises(Refusal, match="cannot be read"):
+        make(f"text:{path}", cache)
+
+
+@pytest.mark.parametrize(
+    "name, changes, words",
+    [
+        ("stdlb", {}, "unknown data 'stdlb': did you mean stdlib"),
+        ("text:", {}, "unknown data 'text:'"),
+        ("stdlib", {"tokenizer": "byte"}, "unknown data.tokenizer 'byte': did you mean bytes"),
+        ("stdlib", {"length": 0}, "data.length=0: must be at least 1"),
+        ("stdlib", {"split": "train"}, "only data=tfds:NAME has them"),
+        ("tfds:tiny_shakespere", {}, "unknown tfds dataset 'tiny_shakespere': did you mean tiny_shakespeare"),
+    ],
+)
+def test_a_mistake_in_the_data_section_is_one_line(cache, name, changes, words):
+    with pytest.raises(Refusal, match=words):
+        make(name, cache, **changes)
+
+
+def test_a_dataset_that_cannot_be_fetched_is_refused_at_once(tmp_path, cache, monkeypatch):
+    """TFDS would try for minutes. No host can be reached here because none is resolved."""
+    import socket
+
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path))
+
+    def unreachable(*_: object, **__: object):
+        raise OSError("unreachable")
+
+    monkeypatch.setattr(socket, "create_connection", unreachable)
+    with pytest.raises(Refusal, match="cannot be reached: fetch https://.*/input.txt elsewhere, put it at .*downloads/.*or give data=text"):
+        make("tfds:tiny_shakespeare", cache)
+
+
+@pytest.mark.skipif(not SHAKESPEARE.exists(), reason="the source text of tiny_shakespeare is not here")
+def test_tiny_shakespeare_through_its_real_builder(tmp_path, cache, monkeypatch):
+    from tensorflow_datasets.core.download import resource
+
+    monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path))
+    url = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+    name = resource.get_dl_fname(url, hashlib.sha256(SHAKESPEARE.read_bytes()).hexdigest())
+    (tmp_path / "downloads").mkdir()
+    shutil.copy(SHAKESPEARE, tmp_path / "downloads" / name)
+    (tmp_path / "downloads" / f"{name}.INFO").write_text('{"original_fname": "input.txt", "urls": ["%s"]}' % url)
+    made = make("tfds:tiny_shakespeare", cache, validation=4)
+    assert sum(made.tokens.values()) == SHAKESPEARE.stat().st_size + 3
+    assert made.documents == {"train": 1, "validation": 1, "test": 1}
+    for changes, words in [({"split": "trian"}, "unknown data.split"), ({"field": "txt"}, "unknown data.field")]:
+        with pytest.raises(Refusal, match=words):
+            make("tfds:tiny_shakespeare", cache, **changes)
+    half = make("tfds:tiny_shakespeare", cache, split="train[:100%]")
+    assert half.tokens["train"] < made.tokens["train"]
+
+

@@ -1,0 +1,76 @@
+"""Kernels against the definition of attention, values and gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rope_lm import attention
+from rope_lm.positions import contiguous
+from rope_lm.refusal import Refusal
+
+
+def reference(q, k, v, bias):
+    """softmax(q k^T / sqrt(H) + bias) v over the keys up to each query, written out."""
+    logits = jnp.einsum("btnh,bsnh->bnts", q, k) / np.sqrt(q.shape[-1])
+    logits = logits + (0 if bias is None else bias)
+    seen = np.tril(np.ones(logits.shape[-2:], bool))
+    return jnp.einsum("bnts,bsnh->btnh", jax.nn.softmax(jnp.where(seen, logits, -jnp.inf), -1), v)
+
+
+def inputs(length: int, dtype: str = "float32"):
+    keys = jax.random.split(jax.random.key(0), 5)
+    q, k, v, g = (jax.random.normal(key, (2, length, 3, 8)).astype(dtype) for key in keys[:4])
+    return q, k, v, jax.random.normal(keys[4], (1, 3, length, length)), g
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 200, 1100])
+@pytest.mark.parametrize("kernel", ["blocked", "xla"])
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_kernel_is_attention(kernel, length, biased):
+    q, k, v, bias, g = inputs(length)
+    bias = bias if biased else None
+    where = contiguous(length)
+
+    def ours(q, k, v, bias):
+        return attention.softmax_attention(q, k, v, where, where, bias, kernel, contiguous=True)
+
+    value, pull = jax.vjp(jax.jit(ours), q, k, v, bias)
+    expected, pull_reference = jax.vjp(jax.jit(reference), q, k, v, bias)
+    np.testing.assert_allclose(value, expected, atol=1e-5)
+    for got, wanted in zip(jax.tree.leaves(pull(g)), jax.tree.leaves(pull_reference(g)), strict=True):
+        np.testing.assert_allclose(got, wanted, atol=2e-5)
+
+
+def test_logits_and_softmax_are_float32_under_bfloat16():
+    q, k, v, bias, _ = inputs(128, "bfloat16")
+    where = contiguous(128)
+    exact = reference(*(x.astype(jnp.float32) for x in (q, k, v)), bias)
+    for kernel in ("blocked", "xla"):
+        out = attention.softmax_attention(q, k, v, where, where, bias, kernel, contiguous=True)
+        assert out.dtype == jnp.bfloat16
+        np.testing.assert_allclose(out.astype(jnp.float32), exact, atol=3e-2)
+
+
+@pytest.mark.parametrize(
+    "platform, dtype, biased, expected",
+    [
+        ("cpu", "float32", False, "blocked"),
+        ("cpu", "bfloat16", True, "blocked"),
+        ("gpu", "bfloat16", False, "cudnn"),
+        ("gpu", "bfloat16", True, "xla"),
+        ("gpu", "float32", False, "xla"),
+        ("tpu", "bfloat16", False, "xla"),
+    ],
+)
+def test_one_kernel_for_each_platform(platform, dtype, biased, expected):
+    assert attention.choose("auto", platform, dtype, biased) == expected
+
+
+def test_a_kernel_that_cannot_run_is_refused():
+    with pytest.raises(Refusal, match="unknown model.kernel 'flsh'"):
+        attention.choose("flsh", "cpu", "float32", False)
+    with pytest.raises(Refusal, match="not on cpu in float32: choose auto, xla or blocked"):
+        attention.choose("cudnn", "cpu", "float32", False)
+    with pytest.raises(Refusal, match="with a bias"):
+        attention.choose("cudnn", "gpu", "bfloat16", True)

@@ -1,0 +1,171 @@
+"""Training: members, seeds, fairness of the start, divergence, the optimizer."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rope_lm import positional, sharding, training
+from rope_lm.refusal import Refusal
+from tests.models import LENGTH, VOCABULARY, section
+
+OPTIMIZER = {
+    "rate": (1e-2,),
+    "schedule": "constant",
+    "warmup": 0.0,
+    "cooldown": 0.2,
+    "weight_decay": 0.1,
+    "b1": 0.9,
+    "b2": 0.95,
+    "epsilon": 1e-8,
+    "clip": 1.0,
+    "accumulate": 1,
+}
+BATCH = 4
+
+
+def program(name: str, members: int, steps: int = 100, model: dict | None = None, **changes: object) -> training.Program:
+    return training.make(
+        {**section(name), **(model or {})},
+        OPTIMIZER | changes,
+        vocabulary=VOCABULARY,
+        steps=steps,
+        members=members,
+        batch=BATCH,
+        length=LENGTH,
+        mesh=sharding.make(1, 1, 1, 1),
+    )
+
+
+def rows(seed: int, step: int) -> np.ndarray:
+    return np.random.default_rng([seed, step]).integers(0, VOCABULARY, (BATCH, LENGTH + 1)).astype(np.int32)
+
+
+def train(made: training.Program, seeds: list[int], rates: list[float], steps: int) -> tuple:
+    state, losses = made.init(np.array(seeds, np.uint32), np.array(rates, np.float32)), []
+    for step in range(steps):
+        state, metrics = made.step(state, np.stack([rows(seed, step) for seed in seeds]))
+        losses.append(metrics.nats)
+    return state, np.array(losses)
+
+
+@pytest.mark.parametrize("name", sorted(positional.ENCODINGS))
+def test_a_member_equals_its_seed_alone(name):
+    together, losses = train(program(name, 3), [5, 6, 7], [1e-2, 1e-2, 3e-3], 5)
+    alone, loss = train(program(name, 1), [6], [1e-2], 5)
+    np.testing.assert_allclose(losses[:, 1], loss[:, 0], atol=1e-4)
+    for a, b in zip(jax.tree.leaves(together.params), jax.tree.leaves(alone.params), strict=True):
+        np.testing.assert_allclose(a[1], b[0], atol=1e-4)
+    assert np.abs(losses[:, 0] - losses[:, 1]).max() > 1e-3, "two seeds are two runs"
+
+
+def test_shared_parameters_of_all_arms_start_bit_identical():
+    seeds, rates = np.array([3, 4], np.uint32), np.ones(2, np.float32)
+    reference = dict(jax.tree.leaves_with_path(program("none", 2).init(seeds, rates).params))
+    for name in positional.ENCODINGS:
+        params = program(name, 2).init(seeds, rates).params
+        params.pop("position", None)
+        found = dict(jax.tree.leaves_with_path(params))
+        assert found.keys() == reference.keys()
+        for path, leaf in found.items():
+            np.testing.assert_array_equal(leaf, reference[path])
+    leaf = reference[next(path for path in reference if "embedding" in str(path))]
+    assert np.abs(leaf[0] - leaf[1]).max() > 0.1, "two seeds start apart"
+
+
+def test_a_tiny_model_overfits_one_row():
+    made = program("rotary", 1)
+    state = made.init(np.array([0], np.uint32), np.array([1e-2], np.float32))
+    row = np.repeat(rows(0, 0)[:1], BATCH, 0)[None]
+    for _ in range(80):
+        state, metrics = made.step(state, row)
+    assert float(metrics.nats[0]) < 0.1  # from ln 17 = 2.8
+
+
+def test_evaluation_gives_totals_by_position_whatever_the_number_of_rows():
+    made = program("learned", 2)
+    state = made.init(np.array([0, 1], np.uint32), np.ones(2, np.float32))
+    text = np.concatenate([rows(0, i) for i in range(3)])[:10]  # no multiple of the batch
+    nats, tokens = made.evaluate(state.params, text)
+    assert nats.shape == (2, LENGTH) and float(tokens.sum()) == 10 * LENGTH
+    apart = sum(np.asarray(made.evaluate(state.params, text[i : i + 1])[0]) for i in range(10))
+    np.testing.assert_allclose(nats, apart, rtol=1e-4)
+    _, metrics = made.step(state, np.stack([rows(0, 0)] * 2))
+    by_step = made.evaluate(made.init(np.array([0, 1], np.uint32), np.ones(2, np.float32)).params, rows(0, 0))[0]
+    np.testing.assert_allclose(metrics.nats, by_step.sum(-1) / (BATCH * LENGTH), rtol=1e-4)
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch():
+    whole, _ = train(program("rotary", 2), [0, 1], [1e-2, 1e-2], 3)
+    pieces, _ = train(program("rotary", 2, accumulate=2), [0, 1], [1e-2, 1e-2], 3)
+    for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(pieces.params), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-4)
+
+
+def test_a_member_that_diverges_is_frozen_and_the_others_go_on():
+    made = program("rotary", 2)
+    state = made.init(np.array([0, 1], np.uint32), np.array([1e-2, 1e-2], np.float32))
+    batch = np.stack([rows(0, 0), rows(1, 0)])
+    state, _ = made.step(state, batch)
+    params = jax.tree.map(np.array, state.params)
+    poisoned = state._replace(params=jax.tree.map(lambda x: x.at[0].set(jnp.nan), state.params))
+    after, metrics = made.step(poisoned, batch)
+    assert after.diverged.tolist() == [1, -1] and metrics.diverged.tolist() == [1, -1]
+    assert bool(jnp.isfinite(metrics.nats[1]))
+    leaves = zip(jax.tree.leaves(after.params), jax.tree.leaves(params), strict=True)
+    assert max(np.abs(np.asarray(x)[1] - y[1]).max() for x, y in leaves) > 1e-4, "the other member learns"
+    moments = jax.tree.map(np.array, after.moments)
+    again, _ = made.step(after, batch)
+    assert again.diverged.tolist() == [1, -1], "the step at which it happened is kept"
+    for x, y in zip(jax.tree.leaves(again.moments), jax.tree.leaves(moments), strict=True):
+        np.testing.assert_array_equal(np.asarray(x)[0], y[0])
+
+
+def test_only_matrices_decay_and_no_encoding_does():
+    """With a gradient of zero what moves is what decays."""
+    made = program("learned", 1, weight_decay=0.5, clip=1e-30)
+    state = made.init(np.array([0], np.uint32), np.array([1e-2], np.float32))
+    before = {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree.leaves_with_path(state.params)}
+    after, _ = made.step(state, rows(0, 0)[None])
+    for path, x in jax.tree.leaves_with_path(after.params):
+        name = jax.tree_util.keystr(path)
+        decays = "weight" in name or "embedding" in name
+        expected = before[name] * (1 - 1e-2 * 0.5) if decays else before[name]
+        np.testing.assert_allclose(x, expected, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "schedule, expected",
+    [
+        ("constant", [0.1, 1.0, 1.0, 1.0, 1.0]),
+        ("cosine", [0.1, 1.0, 0.5 * (1 + np.cos(np.pi * 40 / 90)), 0.5 * (1 + np.cos(np.pi * 80 / 90)), 0.0]),
+        ("wsd", [0.1, 1.0, 1.0, (10 / 90) / 0.2, 0.0]),
+    ],
+)
+def test_schedules(schedule, expected):
+    made = training.optimizer.make(
+        **OPTIMIZER | {"schedule": schedule, "warmup": 0.1}, steps=100, decays={"a": True}
+    )
+    np.testing.assert_allclose([made.schedule(jnp.int32(s)) for s in (0, 9, 50, 90, 100)], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"schedule": "cosin"}, "unknown optimizer.schedule 'cosin': did you mean cosine"),
+        ({"rate": (0.0,)}, "optimizer.rate=0.0: must be above 0"),
+        ({"rate": ()}, "optimizer.rate=.*must be one or more values, each a number"),
+        ({"warmup": 1.0}, "optimizer.warmup=1.0: must be at least 0 and below 1"),
+        ({"weight_decay": float("nan")}, "optimizer.weight_decay=nan: must be a number"),
+        ({"accumulate": True}, "optimizer.accumulate=True: must be a whole number"),
+        ({"accumulate": 3}, "data.batch = 4 cannot be cut into optimizer.accumulate = 3"),
+    ],
+)
+def test_a_mistake_in_the_optimizer_is_one_line(change, words):
+    with pytest.raises(Refusal, match=words):
+        program("none", 1, **change)
+
+
+def test_rows_longer_than_an_encoding_are_refused():
+    with pytest.raises(Refusal, match="Learned encodes indices below 8, the rows have 32 tokens"):
+        program("learned", 1, model={"position": {"name": "learned", "limit": 8, "scale": 1.0}})

@@ -1,0 +1,82 @@
+"""The model beside its encoding: shapes, sizes, what it keeps for the backward pass, what it costs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from rope_lm.refusal import Refusal
+from rope_lm.transformer import flops_per_token, product
+from tests.models import VOCABULARY, model, tokens
+
+
+def loss(made, text):
+    return jnp.mean(jax.nn.logsumexp(made(text)[0], -1) - made(text)[0][..., 0])
+
+
+def test_product_is_a_matrix_product_with_its_gradients():
+    x, w, g = (jax.random.normal(jax.random.key(i), size) for i, size in enumerate([(5, 3), (3, 4), (5, 4)]))
+    value, pull = jax.vjp(product, x, w)
+    expected, pull_reference = jax.vjp(jnp.matmul, x, w)
+    np.testing.assert_allclose(value, expected, atol=1e-6)
+    for got, wanted in zip(pull(g), pull_reference(g), strict=True):
+        np.testing.assert_allclose(got, wanted, atol=1e-6)
+
+
+def test_what_is_kept_changes_no_gradient():
+    text, found = tokens(2), {}
+    for remat in ("none", "products", "full"):
+        found[remat] = nnx.jit(nnx.grad(loss))(model("relative_bias", remat=remat), text)
+    for remat in ("products", "full"):
+        for got, wanted in zip(jax.tree.leaves(found[remat]), jax.tree.leaves(found["none"]), strict=True):
+            np.testing.assert_allclose(got, wanted, atol=1e-6)
+
+
+def test_bfloat16_computes_near_float32_and_answers_in_float32():
+    text = tokens(2)
+    exact, rough = model("rotary")(text)[0], model("rotary", dtype="bfloat16")(text)[0]
+    assert rough.dtype == jnp.float32
+    np.testing.assert_allclose(rough, exact, atol=0.15)
+    parameters = nnx.state(model("rotary", dtype="bfloat16"), nnx.Param)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(parameters))
+
+
+def test_tied_output_has_logits_of_unit_scale_and_no_head():
+    made = model("none", tied=True)
+    assert made.head is None
+    assert 0.5 < float(made(tokens(4))[0].std()) < 2
+    assert made(tokens(4))[0].shape == (4, 32, VOCABULARY)
+
+
+def test_compiling_does_not_grow_with_depth():
+    """One layer is traced whatever the depth: the program for 16 layers is as long as that for 2."""
+
+    def size(layers: int) -> int:
+        graph, params = nnx.split(nnx.eval_shape(lambda: model("rotary", layers=layers)))
+        lowered = jax.jit(jax.grad(lambda p, t: loss(nnx.merge(graph, p), t))).lower(params, tokens(2))
+        return len(lowered.as_text())
+
+    assert size(16) < 1.02 * size(2)
+
+
+def test_flops_are_those_of_the_formula_written_out():
+    """One layer, width 2, hidden 3, vocabulary 5, length 3: counted by hand."""
+    qkv, out, mlp, head = 2 * 2 * 6, 2 * 2 * 2, 2 * 2 * 3 * 2, 2 * 2 * 5
+    attention = 2 * 2 * 2 * (1 + 2 + 3) / 3  # two products, two operations each, over 1, 2 and 3 keys of width 2
+    assert flops_per_token(width=2, layers=1, hidden=3, vocabulary=5, length=3) == 3 * (qkv + out + mlp + head + attention)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"heads": 5}, "model.width=32 is not divisible by model.heads=5"),
+        ({"layers": 0}, "model.layers=0: must be at least 1"),
+        ({"dtype": "float16"}, "model.dtype='float16': must be float32 or bfloat16"),
+        ({"remat": "some"}, "unknown model.remat 'some'"),
+        ({"embedding_scale": 0.0}, "model.embedding_scale=0.0: must be above 0"),
+    ],
+)
+def test_sizes_that_make_no_model_are_refused(change, words):
+    with pytest.raises(Refusal, match=words):
+        model("none", **change)
