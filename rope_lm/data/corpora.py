@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from glob import glob
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
@@ -222,7 +222,7 @@ def _tfds(name: str, split: str, field: str) -> Corpus:
     builder = _builder(tfds, name)
     _check_downloads(builder)
     try:
-        with _file_access():
+        with _file_access(builder):
             builder.download_and_prepare(file_format="array_record")
         field = field or _text_field(name, builder.info.features)
         if field not in builder.info.features:
@@ -254,19 +254,18 @@ def _tfds(name: str, split: str, field: str) -> Corpus:
 
 
 @contextmanager
-def _file_access() -> Iterator[None]:
+def _file_access(builder: Any) -> Iterator[None]:
     """Many builders want of TensorFlow its file functions alone; where it is not installed Python's stand in."""
-    if importlib.util.find_spec("tensorflow") is not None:
+    module = sys.modules[type(builder).__module__]
+    if not hasattr(module, "tf") or importlib.util.find_spec("tensorflow") is not None:
         yield
         return
     files = {"GFile": open, "exists": os.path.exists, "isdir": os.path.isdir, "listdir": os.listdir, "glob": glob}
-    stand_in = ModuleType("tensorflow")
-    stand_in.__version__, stand_in.io = "2.99 (its file functions only)", SimpleNamespace(gfile=SimpleNamespace(**files))
-    sys.modules["tensorflow"] = stand_in
+    lazy, module.tf = module.tf, SimpleNamespace(io=SimpleNamespace(gfile=SimpleNamespace(**files)))
     try:
         yield
     finally:
-        del sys.modules["tensorflow"]
+        module.tf = lazy
 
 
 def _memory(name: str, content: bytes) -> Source:
