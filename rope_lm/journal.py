@@ -131,10 +131,10 @@ class Journal:
         _cut_torn_line(path)
         rows = [row for row in read_rows(path) if row["step"] <= step]
         self.seconds = max((row["seconds"] or 0 for row in rows), default=0.0)
-        self.boards = [
-            SummaryWriter(str(self.workdir / "tensorboard" / f"member_{each['member']}"), purge_step=step + 1)
-            for each in self.manifest["members"]
-        ]
+        # A file of its own for each segment: within one second two writers would choose the same name.
+        marks = {"purge_step": step + 1, "filename_suffix": f".{len(segments)}"}
+        folders = [self.workdir / "tensorboard" / f"member_{each['member']}" for each in self.manifest["members"]]
+        self.boards = [SummaryWriter(str(folder), **marks) for folder in folders]
 
     def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Appends rows to metrics.jsonl and to TensorBoard. Raises OSError when they do not fit on the disk."""

@@ -1,6 +1,7 @@
 """The mesh, and the one table that says which of its axes splits which dimension."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -49,9 +50,8 @@ def named(mesh: Mesh, axes: Any) -> Any:
     return jax.tree.map(lambda each: NamedSharding(mesh, spec(each)), axes, is_leaf=lambda x: isinstance(x, tuple))
 
 
-def check(mesh: Mesh, members: int, batch: int, width: int, heads: int, hidden: int) -> None:
-    """Raises Refusal, naming both numbers, for a dimension that the mesh cannot divide."""
-    sizes = dict(mesh.shape)
+def check(sizes: Mapping[str, int], members: int, batch: int, width: int, heads: int, hidden: int) -> None:
+    """Raises Refusal, naming both numbers, for a dimension that a mesh of these sizes cannot divide."""
     split = [
         ("members (seeds x rates)", members, "member", sizes["member"]),
         ("data.batch / optimizer.accumulate", batch, "data x fsdp", sizes["data"] * sizes["fsdp"]),

@@ -78,7 +78,7 @@ def make(
     decays = _metadata(shapes, lambda path, variable: variable.decays)
     given = {"steps": steps, "decays": decays}
     adam = optimizer.make(**bind(optimizer.make, optimization, "optimizer", given))
-    sharding.check(mesh, members, _share(batch, adam.accumulate), model["width"], model["heads"], model["hidden"])
+    sharding.check(mesh.shape, members, _share(batch, adam.accumulate), model["width"], model["heads"], model["hidden"])
 
     def forward(params: Any, rows: Int[Array, "B W"]) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
         example = objective.causal(rows)

@@ -1,0 +1,102 @@
+"""Configs: what a string picks, how flags change it, what a sweep expands to."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from configs import ablation, lm, resolved
+from configs.presets import POSITIONS, SCALES
+from rope_lm import launch, positional
+from rope_lm.refusal import Refusal
+from scripts import entry
+
+
+def test_the_documented_keys_are_there():
+    config = lm.get_config("position=rotary,data=stdlib,scale=tiny")
+    assert {"steps", "seeds", "data", "model", "optimizer", "every"} <= set(config)
+    assert {"name", "batch", "length"} <= set(config.data)
+    assert {"width", "heads", "layers", "position"} <= set(config.model)
+    assert {"evaluate", "save", "log"} <= set(config.every)
+    assert {"tiny", "small", "gpt2"} <= set(SCALES)
+
+
+@pytest.mark.parametrize("name", sorted(POSITIONS))
+def test_a_string_picks_the_encoding_and_its_row(name):
+    config = entry.plain(lm.get_config(f"position={name}"))
+    row = dict(POSITIONS[name])
+    row |= {"limit": config["data"]["length"]} if "limit" in row else {}
+    assert config["model"]["position"] == {"name": name, **row}
+
+
+def test_the_limit_of_learned_positions_follows_the_length():
+    config = lm.get_config("position=learned")
+    config.data.length = 96
+    assert config.model.position.limit == 96
+    sweep = ablation.get_config("quick")
+    sweep.base.data.length = 48
+    assert launch.expand(entry.plain(sweep), None)["learned"]["model"]["position"]["limit"] == 48
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("position=rotery", "unknown position 'rotery': did you mean rotary"),
+        ("scale=tny", "unknown scale 'tny': did you mean tiny"),
+        ("postion=rotary", "unknown key before '=' in the config string 'postion': did you mean position"),
+        ("rotary", "expected key=value"),
+    ],
+)
+def test_a_mistake_in_the_string_is_one_line(text, words):
+    with pytest.raises(Refusal, match=words):
+        lm.get_config(text)
+
+
+def test_a_path_may_hold_commas():
+    assert lm.get_config("data=text:/a,b/c.txt,scale=tiny").data.name == "text:/a,b/c.txt"
+
+
+@pytest.mark.parametrize("name", sorted(ablation.SWEEPS))
+def test_the_arms_of_a_sweep_differ_in_encoding_and_rate_alone(name):
+    arms = launch.expand(entry.plain(ablation.get_config(name)), None)
+    assert set(arms) == set(positional.ENCODINGS)
+    stripped = []
+    for config in arms.values():
+        config["model"] = {key: value for key, value in config["model"].items() if key != "position"}
+        config["optimizer"] = {key: value for key, value in config["optimizer"].items() if key != "rate"}
+        stripped.append(config)
+    assert all(config == stripped[0] for config in stripped)
+
+
+def test_tuning_and_comparison_share_no_seed_and_everything_else():
+    quick, tuning = (entry.plain(ablation.get_config(name))["base"] for name in ("quick", "tuning"))
+    assert not set(quick.pop("seeds")) & set(tuning.pop("seeds"))
+    quick["optimizer"].pop("rate"), tuning["optimizer"].pop("rate")
+    assert quick == tuning
+    assert set(ablation.TUNED.values()) <= set(ablation.RATES)
+
+
+def test_only_names_arms():
+    sweep = entry.plain(ablation.get_config("quick"))
+    assert list(launch.expand(sweep, ["rotary", "none"])) == ["none", "rotary"]
+    with pytest.raises(Refusal, match="unknown arm in --only 'rotry': did you mean rotary"):
+        launch.expand(sweep, ["rotry"])
+    with pytest.raises(Refusal, match="a sweep has base and arms"):
+        launch.expand(entry.plain(lm.get_config("")), None)
+    sweep["arms"]["rotary"]["model"]["widht"] = 3
+    with pytest.raises(Refusal, match="key that arm rotary changes 'model.widht'"):
+        launch.expand(sweep, None)
+
+
+def test_a_resolved_config_is_the_config_again(tmp_path):
+    config = entry.plain(lm.get_config("position=learned"))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert entry.plain(resolved.get_config(str(tmp_path / "config.json"))) == config
+    with pytest.raises(Refusal, match=r"cannot be read .*name the config.json of a run"):
+        resolved.get_config(str(tmp_path / "none.json"))
+
+
+def test_configs_load_without_jax():
+    code = "import configs.lm, configs.ablation, configs.resolved, sys; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

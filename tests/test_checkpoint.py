@@ -1,0 +1,184 @@
+"""Checkpoints: exact, verified, and whole or not there."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rope_lm.checkpoint import SUMS, Checkpoints, damage
+from rope_lm.refusal import Refusal
+
+ROOT = Path(__file__).parents[1]
+
+
+def tree(number: float = 0.0) -> dict:
+    return {"a": jnp.arange(1000, dtype=jnp.float32) + number, "b": {"c": jnp.full((3, 4), number, jnp.bfloat16)}}
+
+
+def abstract(value: dict | None = None) -> dict:
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), value or tree())
+
+
+def saved(folder: Path, steps: tuple[int, ...] = (1, 2, 3)) -> None:
+    with Checkpoints(folder, keep=2) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, tree(step))
+        checkpoints.wait()
+
+
+def equal(found: dict, number: float) -> None:
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(tree(number)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_newest_comes_back_bit_for_bit_and_old_ones_go(tmp_path):
+    saved(tmp_path)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["2", "3"]
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        step, found = checkpoints.restore(abstract())
+    assert step == 3
+    equal(found, 3)
+
+
+def test_none_where_there_are_none(tmp_path):
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        assert checkpoints.restore(abstract()) is None
+
+
+def test_what_is_saved_is_the_state_at_the_save_whatever_comes_after(tmp_path):
+    """The next step is given the same memory to overwrite (donation) while the save is still being written."""
+    step = jax.jit(lambda x: jax.tree.map(lambda leaf: leaf * 0 - 1, x), donate_argnums=0)
+    large = {"a": jnp.arange(4_000_000, dtype=jnp.float32)}
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        checkpoints.save(1, large)
+        jax.block_until_ready(step(large))
+        checkpoints.wait()
+        _, found = checkpoints.restore(abstract({"a": jnp.zeros(4_000_000)}))
+    np.testing.assert_array_equal(found["a"], np.arange(4_000_000, dtype=np.float32))
+
+
+def test_damage_to_any_file_is_found_and_the_checkpoint_before_is_used(tmp_path, capfd):
+    saved(tmp_path / "whole")
+    files = [each for each in (tmp_path / "whole" / "3").rglob("*") if each.is_file() and each.stat().st_size]
+    assert len(files) > 4
+    for number, file in enumerate(files):
+        for how in ("flip", "truncate", "delete"):
+            folder = tmp_path / f"{number}-{how}"
+            shutil.copytree(tmp_path / "whole", folder)
+            hurt = folder / file.relative_to(tmp_path / "whole")
+            content = bytearray(hurt.read_bytes())
+            if how == "flip":
+                content[len(content) // 2] ^= 8
+                hurt.write_bytes(content)
+            elif how == "truncate":
+                hurt.write_bytes(content[: len(content) // 2])
+            else:
+                hurt.unlink()
+            with Checkpoints(folder, keep=2) as checkpoints:
+                step, found = checkpoints.restore(abstract())
+                assert step == 2, hurt
+                equal(found, 2)
+                if file.name != SUMS or how == "flip":
+                    assert hurt.name in capfd.readouterr().err or hurt.name == SUMS
+                checkpoints.save(3, tree(33))
+                checkpoints.wait()
+                step, found = checkpoints.restore(abstract())
+                assert step == 3
+                equal(found, 33)
+
+
+def test_nothing_whole_is_refused_with_the_list(tmp_path):
+    saved(tmp_path)
+    for folder in ("2", "3"):
+        next((tmp_path / folder / "state").glob("manifest.ocdbt")).write_bytes(b"spoilt")
+    with (
+        Checkpoints(tmp_path, keep=2) as checkpoints,
+        pytest.raises(Refusal, match=r"no checkpoint .* is whole \(step 3: state/manifest.ocdbt .*step 2: "),
+    ):
+        checkpoints.restore(abstract())
+
+
+def test_a_tree_of_another_shape_or_dtype_is_refused_naming_the_leaf(tmp_path):
+    saved(tmp_path)
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        for other, words in [
+            ({"a": jnp.zeros(999), "b": tree()["b"]}, r"\['a'\] as float32\[1000\], this program has float32\[999\]"),
+            ({"a": tree()["a"], "b": {"c": jnp.zeros((3, 4))}}, r"\['b'\]\['c'\] as bfloat16\[3, 4\]"),
+            ({"a": tree()["a"]}, r"\['b'\]\['c'\] as bfloat16.*this program has nothing"),
+        ]:
+            with pytest.raises(Refusal, match=words):
+                checkpoints.restore(abstract(other))
+
+
+SAVER = """
+import sys; sys.path.insert(0, ".")
+from pathlib import Path
+from rope_lm.checkpoint import Checkpoints
+from tests.test_checkpoint import tree
+with Checkpoints(Path(sys.argv[1]), keep=2) as checkpoints:
+    for step in range(1, 100000):
+        checkpoints.save(step, tree(step))
+        if step == 1: print("saving", flush=True)
+"""
+
+
+def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
+    random.seed(0)
+    for trial in range(4):
+        folder = tmp_path / str(trial)
+        child = subprocess.Popen([sys.executable, "-c", SAVER, folder], stdout=subprocess.PIPE, cwd=ROOT)
+        assert child.stdout.readline() == b"saving\n"
+        time.sleep(0.3 + random.random() * 0.7)
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+        child.stdout.close()
+        with Checkpoints(folder, keep=2) as checkpoints:
+            step, found = checkpoints.restore(abstract())
+            equal(found, step)
+        assert all(damage(each) is None for each in folder.iterdir()), "what the kill left is gone"
+
+
+def test_a_full_disk_is_an_error_at_the_next_call_and_the_old_checkpoint_stays(tmp_path):
+    """A real limit on the size of files, in a process of its own."""
+    code = """
+import resource, signal, sys; sys.path.insert(0, ".")
+from pathlib import Path
+import numpy as np, jax.numpy as jnp
+from rope_lm.checkpoint import Checkpoints
+from tests.test_checkpoint import tree
+with Checkpoints(Path(sys.argv[1]), keep=2) as checkpoints:
+    checkpoints.save(1, tree(1)); checkpoints.wait()
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+    checkpoints.save(2, {**tree(2), "a": jnp.asarray(np.random.default_rng(0).normal(size=400_000), jnp.float32)})
+    checkpoints.wait()
+print("went on")
+"""
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode != 0 and "went on" not in done.stdout
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        step, found = checkpoints.restore(abstract())
+    assert step == 1
+    equal(found, 1)
+
+
+def test_the_call_returns_before_the_save_is_on_disk(tmp_path):
+    state = {"a": jnp.zeros(1_250_000)}  # 5 MB, like a small model with its moments
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        checkpoints.save(1, state)
+        checkpoints.wait()
+        began = time.monotonic()
+        checkpoints.save(2, state)
+        blocked = time.monotonic() - began
+        checkpoints.wait()
+    assert blocked < 0.25, f"{blocked:.3f} s"

@@ -1,0 +1,159 @@
+"""The run directory: what is refused, what survives."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from rope_lm import journal
+from rope_lm.journal import Journal
+from rope_lm.refusal import Refusal
+
+CONFIG = {"steps": 10, "seeds": (0, 1), "model": {"width": 64}, "every": {"log": 1, "save": 5}, "data": {"cache": "a"}}
+MANIFEST = {
+    **journal.provenance(["train", "--x"], {"steps": 10}),
+    "members": [{"member": 0, "seed": 0, "rate": 0.1}, {"member": 1, "seed": 1, "rate": 0.1}],
+    "device": {"platform": "cpu", "kind": "cpu", "count": 1},
+    "data": {"fingerprint": {"text": "t" * 64, "tokenizer": "bytes-1"}},
+}
+
+
+def row(step: int, member: int = 0, nats: float = 1.5, split: str = "train") -> dict:
+    return {"step": step, "member": member, "split": split, "nats": nats, "tokens": 8, "seconds": step / 10}
+
+
+def ran(workdir: Path) -> None:
+    with Journal.open(workdir, CONFIG, MANIFEST) as record:
+        record.begin(0)
+        record.write([row(1), row(2), row(2, 1, float("nan"))])
+        record.update(compile_seconds=1.5)
+        record.finish("stopped", "SIGTERM", 2, {})
+
+
+def test_a_run_directory_holds_what_it_should(tmp_path):
+    ran(tmp_path)
+    read = lambda name: json.loads((tmp_path / name).read_text())  # noqa: E731
+    assert read("config.json") == json.loads(json.dumps(CONFIG))
+    manifest = read("manifest.json")
+    assert manifest["versions"]["jax"] and manifest["argv"] == ["train", "--x"] and manifest["overrides"] == {"steps": 10}
+    assert len(manifest["commit"]) == 40 and manifest["compile_seconds"] == 1.5 and len(manifest["segments"]) == 1
+    assert read("status.json") | {"time": ""} == {
+        "status": "stopped", "why": "SIGTERM", "step": 2, "steps": 10, "diverged": {}, "time": "",
+    }  # fmt: skip
+    rows = journal.read_rows(tmp_path / "metrics.jsonl")
+    assert [each["nats"] for each in rows] == [1.5, 1.5, None]
+
+
+def test_tensorboard_reads_every_member(tmp_path):
+    ran(tmp_path)
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "member_0")).Reload()
+    assert [(each.step, each.value) for each in events.Scalars("train/nats")] == [(1, 1.5), (2, 1.5)]
+
+
+def test_going_on_appends_a_segment_and_goes_on_counting_seconds(tmp_path, capfd):
+    ran(tmp_path)
+    changed = MANIFEST | {"versions": {**MANIFEST["versions"], "jax": "0.0.1"}}
+    with Journal.open(tmp_path, {**CONFIG, "steps": 20}, changed) as record:
+        assert record.status["status"] == "stopped"
+        record.begin(1)
+        assert record.seconds == pytest.approx(0.1), "the row of step 2 is to be done again"
+        record.write([row(2)])
+    assert "goes on with another versions" in capfd.readouterr().err
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert [each["step"] for each in manifest["segments"]] == [0, 1] and manifest["compile_seconds"] == 1.5
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "member_0")).Reload()
+    assert [each.step for each in events.Scalars("train/nats")] == [1, 2], "step 2 is there once"
+
+
+@pytest.mark.parametrize(
+    "config, manifest, words",
+    [
+        ({"model": {"width": 128}}, {}, r"model.width: 64 -> 128\): use another --workdir"),
+        ({"seeds": (0, 2)}, {}, r"seeds: \[0, 1\] -> \[0, 2\]"),
+        ({}, {"data": {"fingerprint": {"text": "u" * 64, "tokenizer": "bytes-1"}}}, "fingerprint of text: tttt.* -> uuuu"),
+        ({}, {"data": {"fingerprint": {"text": "t" * 64, "tokenizer": "bpe"}}}, "fingerprint of tokenizer: bytes-1 -> bpe"),
+    ],
+)
+def test_another_run_in_the_same_workdir_is_refused_with_the_difference(tmp_path, config, manifest, words):
+    ran(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.glob("*.json*")}
+    with pytest.raises(Refusal, match=words):
+        Journal.open(tmp_path, CONFIG | config, MANIFEST | manifest)
+    assert before == {path: path.read_bytes() for path in tmp_path.glob("*.json*")}
+
+
+@pytest.mark.parametrize("change", [{"steps": 11}, {"every": {"log": 2, "save": 1}}, {"data": {"cache": "b"}}])
+def test_what_changes_no_step_may_change(tmp_path, change):
+    ran(tmp_path)
+    Journal.open(tmp_path, CONFIG | change, MANIFEST).__exit__()
+
+
+def test_a_workdir_in_use_is_refused_naming_its_holder_and_free_after_a_kill(tmp_path):
+    code = (
+        "import sys, time; sys.path.insert(0, '.'); from rope_lm.journal import Journal; from tests.test_journal import *;"
+        f"journal = Journal.open({str(tmp_path)!r}, CONFIG, MANIFEST); print('open', flush=True); time.sleep(60)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=Path(__file__).parents[1])
+    try:
+        assert child.stdout.readline() == b"open\n"
+        with pytest.raises(Refusal, match=f"is in use by process {child.pid} on "):
+            Journal.open(tmp_path, CONFIG, MANIFEST)
+    finally:
+        child.kill()
+        child.wait()
+        child.stdout.close()
+    Journal.open(tmp_path, CONFIG, MANIFEST).__exit__()
+
+
+def test_a_workdir_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Refusal, match=r"workdir .* cannot be written \(Not a directory\): choose another"):
+        Journal.open(tmp_path / "file" / "run", CONFIG, MANIFEST)
+
+
+def test_a_torn_last_line_is_no_row(tmp_path):
+    ran(tmp_path)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 3, "member": 0, "spl')
+    with Journal.open(tmp_path, CONFIG, MANIFEST) as record:
+        record.begin(2)
+        record.write([row(3)])
+    assert [each["step"] for each in journal.read_rows(tmp_path / "metrics.jsonl")] == [1, 2, 2, 3]
+
+
+def test_a_full_disk_is_an_error_and_leaves_no_torn_line(tmp_path):
+    """A real limit on the file's size, in a process of its own."""
+    code = (
+        "import resource, signal, sys; sys.path.insert(0, '.');"
+        "from pathlib import Path; from rope_lm.journal import append;"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000));"
+        f"path = Path({str(tmp_path / 'metrics.jsonl')!r})\n"
+        "while True: append(path, '{\"a\": \"' + 'x' * 90 + '\"}\\n')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode != 0 and "OSError" in done.stderr
+    assert len(journal.read_rows(tmp_path / "metrics.jsonl")) == 1000 // 99
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    ran(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"members": [')
+    with pytest.raises(Refusal, match=r"manifest.json is damaged .*restore it, or use another --workdir"):
+        Journal.open(tmp_path, CONFIG, MANIFEST)
+
+
+def test_provenance_knows_a_changed_checkout(tmp_path):
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "--quiet", Path(__file__).parents[1], clone], check=True)
+    code = "from rope_lm import journal; p = journal.provenance([], {}); print(p['commit'], bool(p['diff']))"
+    ask = lambda: subprocess.run(  # noqa: E731
+        [sys.executable, "-c", code], cwd=clone, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(clone)}
+    ).stdout.split()
+    assert ask()[1] == "False"
+    (clone / "rope_lm" / "refusal.py").write_text((clone / "rope_lm" / "refusal.py").read_text() + "# changed\n")
+    assert ask()[1] == "True"

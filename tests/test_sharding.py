@@ -1,0 +1,82 @@
+"""The mesh: what it refuses, and that several devices compute what one does."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from rope_lm import sharding
+from rope_lm.refusal import Refusal
+
+MIXTURES = [(1, 8, 1, 1), (1, 1, 8, 1), (1, 1, 1, 4), (2, 4, 1, 1), (2, 2, 2, 1), (1, 2, 2, 2), (2, 1, 1, 4)]
+CODE = """
+import sys, json, jax, numpy as np
+sys.path.insert(0, ".")
+from rope_lm import sharding, training
+from tests.models import section, VOCABULARY, LENGTH
+from tests.test_training import OPTIMIZER
+name, meshes = sys.argv[1], json.loads(sys.argv[2])
+out = {}
+for sizes in meshes:
+    mesh = sharding.make(*sizes)
+    made = training.make(section(name), OPTIMIZER | {"rate": (3e-3,)}, vocabulary=VOCABULARY, steps=20, members=2, batch=8,
+                         length=LENGTH, mesh=mesh)
+    state = made.init(np.array([0, 1], np.uint32), np.full(2, 3e-3, np.float32))
+    rng = np.random.default_rng(0)
+    losses = []
+    for step in range(20):
+        rows = rng.integers(0, VOCABULARY, (2, 8, LENGTH + 1)).astype(np.int32)
+        state, metrics = made.step(state, jax.device_put(rows, made.rows))
+        losses.append(np.asarray(metrics.nats).tolist())
+    bytes_each = max(sum(s.data.nbytes for s in leaf.addressable_shards if s.device == d)
+                     for d in [mesh.devices.flat[0]] for leaf in jax.tree.leaves(state.params["blocks"]["up"]))
+    out[str(sizes)] = losses, bytes_each
+print(json.dumps(out))
+"""
+
+
+@pytest.mark.parametrize("name", ["none", "learned", "sinusoidal", "relative_bias", "rotary"])
+def test_eight_devices_compute_what_one_does(name):
+    """Losses of 20 float32 steps within 1e-5, and the parameters of a layer really are split."""
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    meshes = [(1, 1, 1, 1), *(MIXTURES if name in ("rotary", "relative_bias") else [(2, 2, 2, 1), (1, 2, 2, 2)])]
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, name, json.dumps(meshes)], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    (reference, whole), *_ = found.values()
+    for sizes, (losses, held) in found.items():
+        worst = max(abs(a - b) for x, y in zip(losses, reference, strict=True) for a, b in zip(x, y, strict=True))
+        assert worst < 1e-5, (sizes, worst)
+        member, _, fsdp, tensor = json.loads(sizes.replace("(", "[").replace(")", "]"))
+        assert held == whole // (member * fsdp * tensor), sizes
+
+
+def test_a_mesh_that_the_devices_do_not_make_is_refused():
+    count = jax.device_count()
+    with pytest.raises(Refusal, match=f"asks for {2 * count} devices or a multiple, there are {count}"):
+        sharding.make(1, 2 * count, 1, 1)
+    with pytest.raises(Refusal, match="at most one may be -1"):
+        sharding.make(-1, -1, 1, 1)
+    with pytest.raises(Refusal, match="every size must be at least 1"):
+        sharding.make(1, 0, 1, 1)
+    assert sharding.make(1, -1, 1, 1).size == count
+
+
+def test_what_the_mesh_cannot_divide_is_refused_naming_both_numbers():
+    sizes = {"member": 2, "data": 4, "fsdp": 2, "tensor": 3}
+    good = {"members": 2, "batch": 8, "width": 4, "heads": 3, "hidden": 6}
+    sharding.check(sizes, **good)
+    for key, value, words in [
+        ("members", 3, r"members \(seeds x rates\) = 3 cannot be shared by 2 devices"),
+        ("batch", 12, "= 12 cannot be shared by 8 devices"),
+        ("width", 5, "model.width = 5 cannot be shared by 2 devices"),
+        ("heads", 4, "model.heads = 4 cannot be shared by 3 devices"),
+        ("hidden", 4, "model.hidden = 4 cannot be shared by 3 devices"),
+    ]:
+        with pytest.raises(Refusal, match=words):
+            sharding.check(sizes, **{**good, key: value})
