@@ -4,8 +4,11 @@ import difflib
 from collections.abc import Iterable
 
 
-class Refusal(ValueError):
-    """A mistake of the user's. Its message is one line: what was given, what is allowed, what to do."""
+class Refusal(Exception):
+    """A mistake of the user's. Its message is one line: what was given, what is allowed, what to do.
+
+    No ValueError: the libraries that read flags catch those, and bury them in a traceback.
+    """
 
 
 def unknown(what: str, given: str, allowed: Iterable[str]) -> Refusal:

@@ -161,13 +161,18 @@ def train(config: Mapping[str, Any], workdir: str | Path, provenance: Mapping[st
         status = record.status
         if status and status["status"] in ("finished", "diverged") and status["step"] >= planned.steps:
             return status
-        with _signals() as stop, Checkpoints(record.workdir / "checkpoints", keep=2) as checkpoints:
-            loop = Loop(planned, record, checkpoints, stop)
-            try:
-                return record.finish(*loop.run())
-            except BaseException as error:
-                record.finish("failed", f"{type(error).__name__}: {error}", loop.done, {})
-                raise
+        step = 0
+        try:
+            with _signals() as stop, Checkpoints(record.workdir / "checkpoints", keep=2) as checkpoints:
+                loop = Loop(planned, record, checkpoints, stop)
+                try:
+                    outcome = loop.run()
+                finally:
+                    step = loop.done
+        except BaseException as error:
+            record.finish("failed", f"{type(error).__name__}: {error}", step, {})
+            raise
+        return record.finish(*outcome)
 
 
 class Clock:

@@ -25,15 +25,12 @@ def start(main: Callable[[], int], usage: str) -> None:
         if rest:
             raise Refusal(f"unexpected argument {rest[0]!r}: flags look like --workdir=runs/a; see --help")
         sys.exit(main())
-    except (Refusal, flags.Error, AttributeError, KeyError, TypeError) as error:
-        if not isinstance(error, Refusal) and flags.FLAGS.is_parsed():
-            raise  # a defect of ours, not of the command line: show where
-        print(f"error: {_line(error)}", file=sys.stderr)
+    except Exception as error:
+        # What a flag says of its value comes in many types; after the flags were read, only a Refusal is the user's.
+        if flags.FLAGS.is_parsed() and not isinstance(error, Refusal):
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())
 
 
 def required(holder: flags.FlagHolder) -> str:
@@ -47,6 +44,9 @@ def config(holder: flags.FlagHolder) -> dict[str, Any]:
     """The config as plain data."""
     if holder.value is None:
         raise Refusal("--config is missing: --config=configs/lm.py:position=rotary,data=stdlib,scale=tiny; see --help")
+    if not isinstance(holder.value, ConfigDict):
+        path = config_flags.get_config_filename(flags.FLAGS[holder.name])
+        raise Refusal(f"--config: there is no file {path!r}; see configs/ (lm.py for a run, ablation.py for a sweep)")
     return plain(holder.value)
 
 

@@ -11,8 +11,8 @@ from jaxtyping import install_import_hook
 # A whole number is a float too (PEP 484).
 install_import_hook("rope_lm", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
-import jax
-import pytest
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 # Compiled programs are kept from one test, and one run of the tests, to the next.
 jax.config.update("jax_compilation_cache_dir", str(Path(tempfile.gettempdir(), f"rope_lm-tests-{os.getuid()}")))
@@ -29,5 +29,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> str:
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small text in one file: 2,000 different lines."""
     path = tmp_path_factory.mktemp("text") / "lines.txt"
-    path.write_text("".join(f"line {i} says that {i} squared is {i * i}, and its digits are {i:08b}\n" for i in range(2000)))
+    path.write_text(
+        "".join(f"line {i} says that {i} squared is {i * i}, and its digits are {i:08b}\n" for i in range(2000))
+    )
     return path

@@ -68,7 +68,7 @@ def test_one_kernel_for_each_platform(platform, dtype, biased, expected):
 
 
 def test_a_kernel_that_cannot_run_is_refused():
-    with pytest.raises(Refusal, match="unknown model.kernel 'flsh'"):
+    with pytest.raises(Refusal, match=r"unknown model.kernel 'flsh'"):
         attention.choose("flsh", "cpu", "float32", False)
     with pytest.raises(Refusal, match="not on cpu in float32: choose auto, xla or blocked"):
         attention.choose("cudnn", "cpu", "float32", False)

@@ -39,7 +39,9 @@ def test_a_run_directory_holds_what_it_should(tmp_path):
     read = lambda name: json.loads((tmp_path / name).read_text())  # noqa: E731
     assert read("config.json") == json.loads(json.dumps(CONFIG))
     manifest = read("manifest.json")
-    assert manifest["versions"]["jax"] and manifest["argv"] == ["train", "--x"] and manifest["overrides"] == {"steps": 10}
+    assert (
+        manifest["versions"]["jax"] and manifest["argv"] == ["train", "--x"] and manifest["overrides"] == {"steps": 10}
+    )
     assert len(manifest["commit"]) == 40 and manifest["compile_seconds"] == 1.5 and len(manifest["segments"]) == 1
     assert read("status.json") | {"time": ""} == {
         "status": "stopped", "why": "SIGTERM", "step": 2, "steps": 10, "diverged": {}, "time": "",
@@ -74,8 +76,16 @@ def test_going_on_appends_a_segment_and_goes_on_counting_seconds(tmp_path, capfd
     [
         ({"model": {"width": 128}}, {}, r"model.width: 64 -> 128\): use another --workdir"),
         ({"seeds": (0, 2)}, {}, r"seeds: \[0, 1\] -> \[0, 2\]"),
-        ({}, {"data": {"fingerprint": {"text": "u" * 64, "tokenizer": "bytes-1"}}}, "fingerprint of text: tttt.* -> uuuu"),
-        ({}, {"data": {"fingerprint": {"text": "t" * 64, "tokenizer": "bpe"}}}, "fingerprint of tokenizer: bytes-1 -> bpe"),
+        (
+            {},
+            {"data": {"fingerprint": {"text": "u" * 64, "tokenizer": "bytes-1"}}},
+            "fingerprint of text: tttt.* -> uuuu",
+        ),
+        (
+            {},
+            {"data": {"fingerprint": {"text": "t" * 64, "tokenizer": "bpe"}}},
+            "fingerprint of tokenizer: bytes-1 -> bpe",
+        ),
     ],
 )
 def test_another_run_in_the_same_workdir_is_refused_with_the_difference(tmp_path, config, manifest, words):
@@ -94,7 +104,7 @@ def test_what_changes_no_step_may_change(tmp_path, change):
 
 def test_a_workdir_in_use_is_refused_naming_its_holder_and_free_after_a_kill(tmp_path):
     code = (
-        "import sys, time; sys.path.insert(0, '.'); from rope_lm.journal import Journal; from tests.test_journal import *;"
+        "import sys, time; sys.path.insert(0, '.'); from tests.test_journal import CONFIG, MANIFEST, Journal;"
         f"journal = Journal.open({str(tmp_path)!r}, CONFIG, MANIFEST); print('open', flush=True); time.sleep(60)"
     )
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=Path(__file__).parents[1])
@@ -152,7 +162,11 @@ def test_provenance_knows_a_changed_checkout(tmp_path):
     subprocess.run(["git", "clone", "--quiet", Path(__file__).parents[1], clone], check=True)
     code = "from rope_lm import journal; p = journal.provenance([], {}); print(p['commit'], bool(p['diff']))"
     ask = lambda: subprocess.run(  # noqa: E731
-        [sys.executable, "-c", code], cwd=clone, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(clone)}
+        [sys.executable, "-c", code],
+        cwd=clone,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(clone)},
     ).stdout.split()
     assert ask()[1] == "False"
     (clone / "rope_lm" / "refusal.py").write_text((clone / "rope_lm" / "refusal.py").read_text() + "# changed\n")

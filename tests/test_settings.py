@@ -6,7 +6,9 @@ from rope_lm.refusal import Refusal, unknown
 from rope_lm.settings import bind
 
 
-def consumer(count: int, share: float, name: str, flag: bool, many: tuple[float, ...], maybe: int | None, *, extra: str):
+def consumer(
+    count: int, share: float, name: str, flag: bool, many: tuple[float, ...], maybe: int | None, *, extra: str
+):
     pass
 
 
@@ -41,7 +43,9 @@ def test_a_value_that_does_not_fit_is_one_line(change, words):
 
 def test_a_missing_key_is_named():
     with pytest.raises(Refusal, match="here lacks share, flag: a config names every value"):
-        bind(consumer, {key: value for key, value in GOOD.items() if key not in ("share", "flag")}, "here", {"extra": ""})
+        bind(
+            consumer, {key: value for key, value in GOOD.items() if key not in ("share", "flag")}, "here", {"extra": ""}
+        )
 
 
 def test_nearest_names_come_first_and_a_long_catalogue_is_not_printed():

@@ -22,8 +22,8 @@ name, meshes = sys.argv[1], json.loads(sys.argv[2])
 out = {}
 for sizes in meshes:
     mesh = sharding.make(*sizes)
-    made = training.make(section(name), OPTIMIZER | {"rate": (3e-3,)}, vocabulary=VOCABULARY, steps=20, members=2, batch=8,
-                         length=LENGTH, mesh=mesh)
+    made = training.make(section(name), OPTIMIZER | {"rate": (3e-3,)}, vocabulary=VOCABULARY, steps=20, members=2,
+                         batch=8, length=LENGTH, mesh=mesh)
     state = made.init(np.array([0, 1], np.uint32), np.full(2, 3e-3, np.float32))
     rng = np.random.default_rng(0)
     losses = []

@@ -24,7 +24,9 @@ OPTIMIZER = {
 BATCH = 4
 
 
-def program(name: str, members: int, steps: int = 100, model: dict | None = None, **changes: object) -> training.Program:
+def program(
+    name: str, members: int, steps: int = 100, model: dict | None = None, **changes: object
+) -> training.Program:
     return training.make(
         {**section(name), **(model or {})},
         OPTIMIZER | changes,
@@ -143,9 +145,7 @@ def test_only_matrices_decay_and_no_encoding_does():
     ],
 )
 def test_schedules(schedule, expected):
-    made = training.optimizer.make(
-        **OPTIMIZER | {"schedule": schedule, "warmup": 0.1}, steps=100, decays={"a": True}
-    )
+    made = training.optimizer.make(**OPTIMIZER | {"schedule": schedule, "warmup": 0.1}, steps=100, decays={"a": True})
     np.testing.assert_allclose([made.schedule(jnp.int32(s)) for s in (0, 9, 50, 90, 100)], expected, atol=1e-6)
 
 

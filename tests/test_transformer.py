@@ -64,7 +64,9 @@ def test_flops_are_those_of_the_formula_written_out():
     """One layer, width 2, hidden 3, vocabulary 5, length 3: counted by hand."""
     qkv, out, mlp, head = 2 * 2 * 6, 2 * 2 * 2, 2 * 2 * 3 * 2, 2 * 2 * 5
     attention = 2 * 2 * 2 * (1 + 2 + 3) / 3  # two products, two operations each, over 1, 2 and 3 keys of width 2
-    assert flops_per_token(width=2, layers=1, hidden=3, vocabulary=5, length=3) == 3 * (qkv + out + mlp + head + attention)
+    assert flops_per_token(width=2, layers=1, hidden=3, vocabulary=5, length=3) == 3 * (
+        qkv + out + mlp + head + attention
+    )
 
 
 @pytest.mark.parametrize(

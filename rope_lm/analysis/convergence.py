@@ -13,6 +13,7 @@ import numpy as np
 from scipy import stats
 
 LEVEL = 0.95
+Values = Sequence[float] | np.ndarray
 
 
 class Estimate(NamedTuple):
@@ -56,7 +57,7 @@ def crossing(steps: np.ndarray, nats: np.ndarray, target: float) -> Crossing:
     return Crossing(math.exp(before + share * (after - before)), False)
 
 
-def interval(values: Sequence[float]) -> Estimate:
+def interval(values: Values) -> Estimate:
     """Mean and Student's t interval."""
     values = np.asarray(values, float)
     mean = float(values.mean()) if len(values) else math.nan
@@ -66,7 +67,7 @@ def interval(values: Sequence[float]) -> Estimate:
     return Estimate(mean, mean - half, mean + half)
 
 
-def sign_flip(values: Sequence[float]) -> float:
+def sign_flip(values: Values) -> float:
     """Two-sided p of the mean under all 2^n changes of sign (exact). It cannot be below 2^(1-n): six pairs or more
     are needed for any claim at 0.05. Beyond 16 pairs 2^16 random changes stand for all."""
     values = np.asarray(values, float)

@@ -113,7 +113,7 @@ def summary(
             for sweep, run in runs
         ],
     }
-    return _finite(value)
+    return json.loads(json.dumps(_finite(value)))  # numpy's numbers become Python's
 
 
 def _arm(sweep: Sweep, arm: Arm, treatment: str) -> dict[str, Any]:

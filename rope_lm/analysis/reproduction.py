@@ -11,7 +11,7 @@ class Row(NamedTuple):
     what: str
     archived: str
     here: str
-    agrees: bool | None  # None: it could not be compared, and `here` says why
+    agrees: bool | None  # None: it was not compared, since the text is another one
 
 
 def hold(summary: dict[str, Any], archived: dict[str, Any]) -> list[Row]:
@@ -28,17 +28,16 @@ def hold(summary: dict[str, Any], archived: dict[str, Any]) -> list[Row]:
         for b in both[i + 1 :]:
             first, second = sorted((a, b), key=lambda name: theirs[name]["final_nats"]["mean"])
             if _interval(theirs[first])[1] < _interval(theirs[second])[0]:
-                good = _paired_difference(ours[first], ours[second]) < 0
+                good = bool(_paired_difference(ours[first], ours[second]) < 0)
                 rows.append(Row(f"{first} ends below {second}", "yes", "yes" if good else "no", good))
     for name in both:
         (a, b), (c, d) = _interval(theirs[name]), _interval(ours[name])
-        shown = f"{a:.3f} to {b:.3f}", f"{c:.3f} to {d:.3f}"
-        rows.append(Row(f"final nats of {name}", shown[0], shown[1] if same_text else f"{shown[1]}: another text",
-                        max(a, c) <= min(b, d) if same_text else None))  # fmt: skip
-        for seed in theirs[name]["first_nats"].keys() & ours[name]["first_nats"].keys():
+        agrees = bool(max(a, c) <= min(b, d)) if same_text else None
+        rows.append(Row(f"final nats of {name}", f"{a:.3f} to {b:.3f}", f"{c:.3f} to {d:.3f}", agrees))
+        for seed in sorted(theirs[name]["first_nats"].keys() & ours[name]["first_nats"].keys()):
             x, y = theirs[name]["first_nats"][seed], ours[name]["first_nats"][seed]
-            rows.append(Row(f"loss at step 0 of {name}, seed {seed}", f"{x:.6f}", f"{y:.6f}" if same_text else
-                            f"{y:.6f}: another text", abs(x - y) <= SAME_START if same_text else None))  # fmt: skip
+            agrees = bool(abs(x - y) <= SAME_START) if same_text else None
+            rows.append(Row(f"loss at step 0 of {name}, seed {seed}", f"{x:.6f}", f"{y:.6f}", agrees))
     return rows
 
 

@@ -85,7 +85,7 @@ def test_only_names_arms():
     with pytest.raises(Refusal, match="a sweep has base and arms"):
         launch.expand(entry.plain(lm.get_config("")), None)
     sweep["arms"]["rotary"]["model"]["widht"] = 3
-    with pytest.raises(Refusal, match="key that arm rotary changes 'model.widht'"):
+    with pytest.raises(Refusal, match=r"key that arm rotary changes 'model.widht'"):
         launch.expand(sweep, None)
 
 

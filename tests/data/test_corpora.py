@@ -1,6 +1,7 @@
 """Text from real files, zips and TFDS builders, and the mistakes that people make with them."""
 
 import hashlib
+import json
 import os
 import shutil
 import sys
@@ -134,7 +135,10 @@ def test_a_mistake_with_text_is_one_line(tmp_path, cache):
         (write(tmp_path / "binary.txt", b"\x7fELF\0\0\0" * 99), "'binary.txt' is binary"),
         (write(tmp_path / "utf16.txt", good.decode().encode("utf-16")), "is UTF-16; convert it to UTF-8"),
         (write(tmp_path / "short.txt", b"too short"), "the training text has 0 rows of 16 tokens, a batch needs 2"),
-        (write(tmp_path / "few.txt", b"x" * 300), "validation text has . rows of 16 tokens, data.validation asks for 2"),
+        (
+            write(tmp_path / "few.txt", b"x" * 300),
+            "validation text has . rows of 16 tokens, data.validation asks for 2",
+        ),
         (tmp_path / "loop.txt", "cannot be read"),
         (write(tmp_path / "torn.zip", b"PK\3\4 torn"), "cannot be read"),
         (tmp_path / "out.zip", "'../out.txt' leads out of the zip"),
@@ -184,7 +188,10 @@ def test_a_dataset_that_cannot_be_fetched_is_refused_at_once(tmp_path, cache, mo
         raise OSError("unreachable")
 
     monkeypatch.setattr(socket, "create_connection", unreachable)
-    with pytest.raises(Refusal, match="cannot be reached: fetch https://.*/input.txt elsewhere, put it at .*downloads/.*or give data=text"):
+    with pytest.raises(
+        Refusal,
+        match=r"cannot be reached: fetch https://.*/input.txt elsewhere, put it at .*downloads/.*or give data=text",
+    ):
         make("tfds:tiny_shakespeare", cache)
 
 
@@ -197,7 +204,7 @@ def test_tiny_shakespeare_through_its_real_builder(tmp_path, cache, monkeypatch)
     name = resource.get_dl_fname(url, hashlib.sha256(SHAKESPEARE.read_bytes()).hexdigest())
     (tmp_path / "downloads").mkdir()
     shutil.copy(SHAKESPEARE, tmp_path / "downloads" / name)
-    (tmp_path / "downloads" / f"{name}.INFO").write_text('{"original_fname": "input.txt", "urls": ["%s"]}' % url)
+    (tmp_path / "downloads" / f"{name}.INFO").write_text(json.dumps({"original_fname": "input.txt", "urls": [url]}))
     made = make("tfds:tiny_shakespeare", cache, validation=4)
     assert sum(made.tokens.values()) == SHAKESPEARE.stat().st_size + 3
     assert made.documents == {"train": 1, "validation": 1, "test": 1}
@@ -206,5 +213,3 @@ def test_tiny_shakespeare_through_its_real_builder(tmp_path, cache, monkeypatch)
             make("tfds:tiny_shakespeare", cache, **changes)
     half = make("tfds:tiny_shakespeare", cache, split="train[:100%]")
     assert half.tokens["train"] < made.tokens["train"]
-
-

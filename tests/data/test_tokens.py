@@ -85,8 +85,8 @@ def _count(text: Path, cache: Path) -> int:
 def test_a_prepare_that_is_killed_leaves_nothing_that_counts(tmp_path):
     text = tmp_path / "large.txt"
     text.write_bytes(b"a line of text, and another word\n" * 6_000_000)
-    code = f"from tests.data.test_tokens import _count; from pathlib import Path; _count(Path({str(text)!r}), Path({str(tmp_path)!r}))"
-    child = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
+    code = "import sys; from tests.data.test_tokens import Path, _count; _count(*map(Path, sys.argv[1:]))"
+    child = subprocess.Popen([sys.executable, "-c", code, text, tmp_path], cwd=Path(__file__).parents[2])
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("tokens/*.partial/train.u16")) and time.monotonic() < deadline:
         time.sleep(0.01)

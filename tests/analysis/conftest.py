@@ -1,0 +1,74 @@
+"""Run directories in the format that a run writes, with losses that a test chooses."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs import lm
+from scripts import entry
+
+STEPS = 1000
+
+
+def write_run(
+    folder: Path,
+    encoding: str,
+    speed: float,
+    seeds: tuple[int, ...] = (0, 1, 2),
+    rates: tuple[float, ...] = (3e-3,),
+    status: str = "finished",
+    loss: Callable[[np.ndarray, int, float], np.ndarray] | None = None,
+    **manifest: object,
+) -> Path:
+    """A run whose loss after n steps is 1 + 5 / (1 + speed * n / 50), with a little noise by seed."""
+    folder.mkdir(parents=True)
+    config = entry.plain(lm.get_config(f"position={encoding}"))
+    config |= {"steps": STEPS, "seeds": seeds}
+    config["optimizer"]["rate"] = rates
+    members = [(seed, rate) for seed in seeds for rate in rates]
+    described = {
+        "schema": 1,
+        "members": [{"member": i, "seed": seed, "rate": rate} for i, (seed, rate) in enumerate(members)],
+        "commit": "c" * 40,
+        "diff": "",
+        "kernel": "blocked",
+        "precision": "float32",
+        "device": {"platform": "cpu", "kind": "cpu", "count": 1},
+        "versions": {"jax": "1", "flax": "1", "optax": "1"},
+        "python": "3.11",
+        "data": {
+            "fingerprint": {"text": "f" * 64, "tokenizer": "bytes-1"},
+            "bytes_per_token": 1.0,
+            "tokens": {"train": 10**6},
+        },
+        "parameters": 131_648,
+        "parameters_position": 0,
+    } | manifest
+    rows = []
+    for i, (seed, rate) in enumerate(members):
+        for step in range(0, STEPS + 1, 50):
+            nats = 1 + 5 / (1 + speed * (1 + 0.02 * (seed % 3)) * step / 50)
+            nats = float(loss(np.array(step), seed, rate)) if loss else nats
+            row = {"step": step, "member": i, "nats": nats, "tokens": 10, "seconds": step / 100}
+            rows.append({**row, "split": "validation", "bits_per_byte": nats})
+            if step:
+                rows.append(
+                    {**row, "split": "train", "tokens_per_second": 1000.0 * speed, "gradient_norm": 1, "rate": 1}
+                )
+    write = lambda name, value: (folder / name).write_text(json.dumps(value))  # noqa: E731
+    write("config.json", config)
+    write("manifest.json", described)
+    write("status.json", {"status": status, "why": "", "step": STEPS, "diverged": {}})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    """Rotary twice as fast as learned, 1.2 times as sinusoidal, as fast as relative_bias."""
+    for name, speed in {"none": 0.5, "learned": 1.0, "sinusoidal": 1.7, "relative_bias": 2.0, "rotary": 2.0}.items():
+        write_run(tmp_path / "sweep" / name, name, speed)
+    return tmp_path / "sweep"

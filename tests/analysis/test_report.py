@@ -1,0 +1,271 @@
+"""The report from run directories: numbers, files, the page, what it refuses and what it admits."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rope_lm.analysis import compare, load, report, reproduction, tune
+from rope_lm.refusal import Refusal
+from tests.analysis.conftest import STEPS, write_run
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def test_speedups_are_those_that_the_runs_were_made_with(sweep):
+    arms = {arm.name: arm for arm in compare(load(sweep), "rotary")}
+    assert arms["rotary"].speedup is None
+    # Loss is a function of speed * step, so the true speed-up is the ratio of speeds; interpolation adds a little.
+    for name, expected in {"learned": 2.0, "sinusoidal": 2 / 1.7, "relative_bias": 1.0, "none": 4.0}.items():
+        assert arms[name].speedup.mean == pytest.approx(expected, rel=0.03), name
+    assert arms["learned"].speedup.verdict == "supported"
+    assert arms["none"].overhead == 0 and arms["rotary"].overhead == pytest.approx(0.5 / 2 - 1)
+    assert arms["learned"].seconds_speedup == pytest.approx(arms["learned"].speedup.mean * 2)
+    assert [arm.name for arm in compare(load(sweep), "rotary")][-1] == "none", "the best comes first"
+
+
+def test_the_profile_reaches_from_loose_targets_to_the_final_one(sweep):
+    arm = next(arm for arm in compare(load(sweep), "rotary") if arm.name == "learned")
+    targets = [each.target for each in arm.profile]
+    assert targets == sorted(targets, reverse=True) and targets[-1] == pytest.approx(arm.target)
+    assert arm.profile[-1].mean == pytest.approx(arm.speedup.mean)
+
+
+def test_the_summary_has_what_the_issue_names(sweep, tmp_path):
+    made = report.write([load(sweep)], tmp_path / "out", "rotary", "the command")
+    assert json.loads((tmp_path / "out" / "summary.json").read_text()) == json.loads(json.dumps(made))
+    arm = next(arm for arm in made["arms"] if arm["arm"] == "learned")
+    for key in ("encoding", "seeds", "final_nats", "steps_to_target", "tokens_per_second", "parameters"):
+        assert arm[key] is not None, key
+    assert {"mean", "low", "high"} <= set(arm["final_nats"])
+    assert {"mean", "low", "high", "p", "verdict"} <= set(arm["speedup_of_rotary"])
+    assert arm["seeds"] == [0, 1, 2] and arm["first_nats"]["0"] == 6.0
+
+
+def test_two_reports_of_the_same_runs_are_the_same_bytes(sweep, tmp_path):
+    sums = []
+    for name in ("a", "b"):
+        report.write([load(sweep)], tmp_path / name, "rotary", "x")
+        files = sorted(each for each in (tmp_path / name).rglob("*") if each.is_file())
+        sums.append(
+            {each.relative_to(tmp_path / name): hashlib.sha256(each.read_bytes()).hexdigest() for each in files}
+        )
+    assert sums[0] == sums[1]
+    assert {each.suffix for each in sums[0]} == {".html", ".json", ".csv", ".tex", ".svg", ".png"}
+
+
+def test_tables_have_a_row_for_each_arm(sweep, tmp_path):
+    report.write([load(sweep)], tmp_path, "rotary", "x")
+    assert len((tmp_path / "table.csv").read_text().splitlines()) == 6
+    tex = (tmp_path / "table.tex").read_text()
+    assert tex.count(r"\\") == 6 and r"relative\_bias" in tex and r"\toprule" in tex
+
+
+def test_a_grid_gives_each_arms_best_rate(tmp_path):
+    rates = (1e-3, 3e-3, 1e-2)
+
+    def loss(step, seed, rate):
+        return 6 - (step / STEPS) * (5 - abs(np.log10(rate / 3e-3)) - 0.01 * seed)
+
+    write_run(tmp_path / "grid" / "rotary", "rotary", 1, seeds=(100, 101), rates=rates, loss=loss)
+    sweep = load(tmp_path / "grid")
+    (tuning,) = tune(sweep)
+    assert sweep.grid and tuning.best == 3e-3 and tuning.seeds == 2
+    assert tuning.loss_of(1e-2) == pytest.approx(np.log10(1e-2 / 3e-3)) and np.isnan(tuning.loss_of(5e-3))
+    made = report.write([sweep], tmp_path / "out", "rotary", "x")
+    assert made["tuning"][0]["best"] == 3e-3 and (tmp_path / "out" / "figures" / "tuning.svg").exists()
+
+
+def test_a_rate_at_which_a_member_diverged_is_not_chosen(tmp_path):
+    folder = write_run(tmp_path / "grid" / "none", "none", 1, seeds=(100,), rates=(1e-3, 1e-2))
+    status = json.loads((folder / "status.json").read_text())
+    (folder / "status.json").write_text(json.dumps(status | {"diverged": {"0": 7}, "why": "member 0 at step 7"}))
+    (tuning,) = tune(load(tmp_path / "grid"))
+    assert tuning.best == 1e-2 and tuning.finals[0] == float("inf")
+
+
+def test_what_did_not_finish_is_listed_and_not_compared(sweep, tmp_path):
+    write_run(sweep / "failed", "rotary", 1, status="failed")
+    (sweep / "empty").mkdir()
+    made = report.write([load(sweep)], tmp_path / "out", "rotary", "x")
+    assert "failed" not in {arm["arm"] for arm in made["arms"]}
+    assert {"failed"} == {run["arm"] for run in made["runs"] if run["status"] == "failed"}
+    assert any("failed (failed)" in warning for warning in made["warnings"])
+    assert "failed" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_a_report_of_nothing_finished_says_so(tmp_path):
+    write_run(tmp_path / "s" / "rotary", "rotary", 1, status="running")
+    made = report.write([load(tmp_path / "s")], tmp_path / "out", "rotary", "x")
+    assert made["arms"] == [] and "No run of s has finished yet" in (tmp_path / "out" / "index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"kernel": "xla"}, "differ in kernel"),
+        ({"commit": "d" * 40}, "differ in commit"),
+        (
+            {"data": {"fingerprint": {"text": "g"}, "bytes_per_token": 1.0, "tokens": {"train": 1}}},
+            "differ in fingerprint.text",
+        ),
+        ({"versions": {"jax": "2", "flax": "1", "optax": "1"}}, "differ in versions.jax"),
+    ],
+)
+def test_arms_that_differ_in_more_than_the_encoding_are_marked(sweep, tmp_path, change, words):
+    shutil.rmtree(sweep / "learned")
+    write_run(sweep / "learned", "learned", 1, **change)
+    made = report.write([load(sweep)], tmp_path / "out", "rotary", "x")
+    assert any(words in warning for warning in made["warnings"]), made["warnings"]
+    assert words in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_fair_arms_have_no_warning(sweep, tmp_path):
+    assert report.write([load(sweep)], tmp_path / "out", "rotary", "x")["warnings"] == []
+
+
+def test_replayed_steps_count_once_and_a_torn_line_is_dropped(sweep):
+    path = sweep / "rotary" / "metrics.jsonl"
+    again = {"step": 1000, "member": 0, "split": "validation", "nats": 0.5, "tokens": 10, "seconds": 10}
+    path.write_text(path.read_text() + json.dumps(again) + "\n" + '{"step": 1050, "mem')
+    run = next(run for run in load(sweep).runs if run.arm == "rotary")
+    assert run.curves[0].final == 0.5 and len(run.curves[0].steps) == 21
+
+
+@pytest.mark.parametrize(
+    "name, content, words",
+    [
+        ("config.json", "{", "config.json cannot be read"),
+        ("config.json", "[]", "config.json is not a run's"),
+        ("manifest.json", "{}", "manifest.json is not a run's .it lacks members"),
+        ("metrics.jsonl", "nonsense\n{}\n", "metrics.jsonl line 1 is not a row"),
+    ],
+)
+def test_a_damaged_run_is_named_in_one_line(sweep, name, content, words):
+    (sweep / "rotary" / name).write_text(content)
+    with pytest.raises(Refusal, match=words):
+        load(sweep)
+
+
+def test_names_are_text_on_the_page(tmp_path):
+    write_run(tmp_path / "s" / "<script>alert(1)<", "rotary", 1)
+    report.write([load(tmp_path / "s")], tmp_path / "out", "rotary", "<b>command</b>")
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "<script" not in page and "&lt;script&gt;" in page and "&lt;b&gt;command" in page
+
+
+def test_the_analysis_never_imports_jax(sweep, tmp_path):
+    code = (
+        "import sys; from rope_lm.analysis import load, compare, figures; arms = compare(load(sys.argv[1]), 'rotary');"
+        "figures.loss_curves(arms); sys.exit('jax' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, sweep], cwd=Path(__file__).parents[2]).returncode == 0
+
+
+# --- reproduction ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def archived(sweep, tmp_path):
+    return report.write([load(sweep)], tmp_path / "archive", "rotary", "x")
+
+
+def differing(summary: dict, archived: dict) -> list[str]:
+    return [row.what for row in reproduction.hold(summary, archived) if row.agrees is False]
+
+
+def test_the_same_results_are_reproduced(archived):
+    rows = reproduction.hold(archived, archived)
+    assert reproduction.reproduced(rows) and len(rows) > 20
+
+
+def test_another_order_another_loss_another_start_and_a_missing_arm_are_not(archived):
+    def changed(change) -> dict:
+        summary = json.loads(json.dumps(archived))
+        change({arm["arm"]: arm for arm in summary["arms"]})
+        return summary
+
+    def worse(arm: dict, by: float) -> None:
+        final = arm["final_nats"]
+        final["by_seed"] = {seed: value + by for seed, value in final["by_seed"].items()}
+        final.update({key: final[key] + by for key in ("mean", "low", "high")})
+
+    swapped = differing(changed(lambda arms: worse(arms["rotary"], 2.0)), archived)
+    assert "rotary ends below none" in swapped and "final nats of rotary" in swapped
+    assert differing(changed(lambda arms: worse(arms["none"], 0.2)), archived) == ["final nats of none"]
+    start = changed(lambda arms: arms["learned"]["first_nats"].update({"1": 6.00002}))
+    assert differing(start, archived) == ["loss at step 0 of learned, seed 1"]
+    summary = changed(lambda arms: None)
+    summary["arms"] = [arm for arm in summary["arms"] if arm["arm"] != "none"]
+    assert "arms" in differing(summary, archived)
+
+
+def test_on_another_text_only_the_order_is_held(archived):
+    summary = json.loads(json.dumps(archived))
+    summary["fingerprint"]["text"] = "another"
+    for arm in summary["arms"]:
+        arm["first_nats"] = {seed: value + 1 for seed, value in arm["first_nats"].items()}
+    rows = reproduction.hold(summary, archived)
+    assert reproduction.reproduced(rows)
+    assert {row.agrees for row in rows if "step 0" in row.what} == {None}
+
+
+def test_the_command_says_reproduced_or_not(sweep, tmp_path, archived):
+    command = [sys.executable, "-m", "scripts.report", sweep, f"--out={tmp_path / 'r'}"]
+    against = tmp_path / "archived.json"
+    against.write_text(json.dumps(archived))
+    run = lambda: subprocess.run(  # noqa: E731
+        [*command, f"--against={against}"], cwd=Path(__file__).parents[2], capture_output=True, text=True
+    )
+    done = run()
+    assert done.returncode == 0 and "\nreproduced: " in done.stdout
+    for arm in archived["arms"]:
+        arm["first_nats"]["0"] += 1e-3
+    against.write_text(json.dumps(archived))
+    done = run()
+    assert (
+        done.returncode == 3 and "not reproduced" in done.stdout and "differs: loss at step 0 of rotary" in done.stdout
+    )
+
+
+# --- the page in a browser ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_fits_a_desktop_and_a_phone(sweep, tmp_path, width):
+    report.write([load(sweep)], tmp_path, "rotary", "python -m scripts.report " + "runs/a-long-path/" * 10)
+    page = (tmp_path / "index.html").read_text()
+    probe = "<script>document.title = [innerWidth, document.documentElement.scrollWidth].join()</script>"
+    # Chromium's own window is at least 500 wide: a frame has the width of a phone.
+    (tmp_path / "probe.html").write_text(page.replace("</body>", probe + "</body>"))
+    frame = (
+        f'<iframe id="f" src="probe.html" style="width:{width}px;height:3000px;border:0"></iframe><script>'
+        "f.onload = () => { document.title = f.contentDocument.title }</script>"
+    )
+    (tmp_path / "frame.html").write_text(frame)
+    flags = ["--headless", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
+    flags += [
+        "--no-sandbox",
+        "--disable-component-update",
+        "--allow-file-access-from-files",
+        "--virtual-time-budget=5000",
+    ]
+    flags += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1400,3000", "--enable-logging=stderr"]
+    done = subprocess.run(
+        [CHROMIUM, *flags, "--dump-dom", f"file://{tmp_path / 'frame.html'}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "CONSOLE" not in done.stderr, done.stderr
+    title = done.stdout.split("<title>")[1].split("</title>")[0]
+    inner, scroll = map(int, title.split(","))
+    assert inner == width and scroll <= width, f"the page is {scroll} wide in {inner}"
+    for words in ("Does rotary converge faster?", "supported", "2104.09864", "Every run"):
+        assert words in page

@@ -1,0 +1,167 @@
+"""A run from config to run directory, in this process: what it writes, how it goes on, what it refuses."""
+
+import json
+import math
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from configs import lm
+from rope_lm import journal, run
+from rope_lm.checkpoint import Checkpoints
+from rope_lm.refusal import Refusal
+from scripts import entry
+
+PROVENANCE = journal.provenance(["test"], {})
+
+
+@pytest.fixture
+def config(text, cache) -> dict:
+    config = lm.get_config(f"position=rotary,data=text:{text}")
+    config.steps, config.seeds = 12, (0, 1)
+    config.every.update({"evaluate": 4, "save": 5, "log": 2})
+    config.data.update({"length": 16, "batch": 4, "validation": 6, "cache": cache})
+    config.model.update({"width": 16, "heads": 2, "layers": 1, "hidden": 32})
+    return entry.plain(config)
+
+
+def rows(workdir: Path) -> dict:
+    """The last row of every (split, member, step)."""
+    return {(row["split"], row["member"], row["step"]): row for row in journal.read_rows(workdir / "metrics.jsonl")}
+
+
+def parameters(workdir: Path, config: dict) -> tuple[int, list[np.ndarray]]:
+    with Checkpoints(workdir / "checkpoints", keep=2) as checkpoints:
+        step, state = checkpoints.restore(run.plan(config).program.abstract)
+    return step, [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+
+
+def test_a_run_writes_what_the_report_reads(config, tmp_path):
+    status = run.train(config, tmp_path, PROVENANCE)
+    assert status["status"] == "finished" and status["step"] == 12
+    found = rows(tmp_path)
+    assert {step for split, _, step in found if split == "validation"} == {0, 4, 8, 12}
+    assert {step for split, _, step in found if split == "train"} == {2, 4, 6, 8, 10, 12}
+    assert {member for _, member, _ in found} == {0, 1}
+    last = found["validation", 1, 12]
+    assert last["tokens"] == 6 * 16 and last["nats"] < found["validation", 1, 0]["nats"]
+    assert last["bits_per_byte"] == pytest.approx(last["nats"] / math.log(2), rel=0.01)
+    train = found["train", 0, 12]
+    assert train["tokens"] == 4 * 16 and train["tokens_per_second"] > 0 and 0 <= train["rate"] < 3e-3
+    seconds = [found["train", 0, step]["seconds"] for step in range(2, 13, 2)]
+    assert seconds == sorted(seconds) and seconds[0] > 0
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["kernel"] == "blocked" and manifest["precision"] == "float32" and manifest["compile_seconds"] > 0
+    assert (
+        manifest["parameters"] == 2 * 257 * 16 + 4 * 16 * 16 + 2 * 16 * 32 + 3 * 16 and manifest["flops_per_token"] > 0
+    )
+    assert manifest["members"] == [{"member": i, "seed": i, "rate": 3e-3} for i in (0, 1)]
+    assert parameters(tmp_path, config)[0] == 12
+
+
+def test_a_finished_run_is_not_run_again(config, tmp_path):
+    run.train(config, tmp_path, PROVENANCE)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    assert run.train(config, tmp_path, PROVENANCE)["status"] == "finished"
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("at", [1, 4, 5, 7])
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(config, tmp_path, at, monkeypatch):
+    """A real signal to this process, right after step `at` was dispatched; bitwise the same parameters and losses."""
+    import os
+    import signal
+
+    run.train(config, tmp_path / "whole", PROVENANCE)
+    log, calls = run.Loop._log, []
+
+    def log_and_kill(self):
+        calls.append(1)
+        if len(calls) == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        log(self)
+
+    monkeypatch.setattr(run.Loop, "_log", log_and_kill)
+    status = run.train(config, tmp_path / "parts", PROVENANCE)
+    assert status["status"] == "stopped" and "SIGTERM" in status["why"] and 0 < status["step"] < 12
+    monkeypatch.setattr(run.Loop, "_log", log)
+    assert run.train(config, tmp_path / "parts", PROVENANCE)["status"] == "finished"
+    whole, parts = parameters(tmp_path / "whole", config)[1], parameters(tmp_path / "parts", config)[1]
+    for a, b in zip(whole, parts, strict=True):
+        np.testing.assert_array_equal(a, b)
+    a, b = rows(tmp_path / "whole"), rows(tmp_path / "parts")
+    assert a.keys() == b.keys()
+    assert all(a[key]["nats"] == b[key]["nats"] for key in a)
+
+
+def test_more_steps_go_on_from_the_end(config, tmp_path):
+    config["optimizer"] = {**config["optimizer"], "schedule": "constant"}
+    run.train(config, tmp_path / "parts", PROVENANCE)
+    run.train({**config, "steps": 20}, tmp_path / "parts", PROVENANCE)
+    run.train({**config, "steps": 20}, tmp_path / "whole", PROVENANCE)
+    a, b = parameters(tmp_path / "whole", config), parameters(tmp_path / "parts", config)
+    assert a[0] == b[0] == 20
+    warm = [np.abs(x - y).max() for x, y in zip(a[1], b[1], strict=True)]
+    assert max(warm) < 0.05, "the warm-up is a fraction of the steps: near, not the same"
+
+
+def test_a_member_that_diverges_is_named_and_the_others_finish(config, tmp_path):
+    config["optimizer"] = {**config["optimizer"], "rate": (3e-3, 1e30), "clip": 1e30}
+    config["seeds"] = (0,)
+    status = run.train(config, tmp_path / "one", PROVENANCE)
+    assert status["status"] == "finished" and list(status["diverged"]) == ["1"] and "member 1 at step" in status["why"]
+    found = rows(tmp_path / "one")
+    assert ("validation", 0, 12) in found and ("validation", 1, 12) not in found
+    config["optimizer"] = {**config["optimizer"], "rate": (1e30,)}
+    status = run.train(config, tmp_path / "all", PROVENANCE)
+    assert status["status"] == "diverged" and status["step"] < 12 and "no member is finite" in status["why"]
+
+
+def test_a_crash_is_recorded_and_its_cause_is_raised(config, tmp_path, monkeypatch):
+    def fail(self):
+        raise MemoryError("no memory for this")
+
+    monkeypatch.setattr(run.Loop, "_validate", fail)
+    with pytest.raises(MemoryError):
+        run.train(config, tmp_path, PROVENANCE)
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert status["status"] == "failed" and status["why"] == "MemoryError: no memory for this"
+
+
+@pytest.mark.parametrize(
+    "section, change, words",
+    [
+        (None, {"stpes": 3}, "unknown key in the config 'stpes': did you mean steps"),
+        (None, {"steps": 0}, "steps=0: must be at least 1"),
+        (None, {"steps": True}, "config.steps=True: must be a whole number"),
+        (None, {"steps": None}, "config.steps=None: must be a whole number"),
+        (None, {"seeds": (1, 1)}, "equal seeds are the same run twice"),
+        (None, {"seeds": (-1,)}, "each must be at least 0"),
+        (None, {"model": 3}, "config lacks the section model"),
+        ("every", {"save": 0}, "every.save=0: must be at least 1, in steps"),
+        ("data", {"batch": True}, "data.batch=True: must be a whole number"),
+        ("data", {"name": "stdlb"}, "unknown data 'stdlb': did you mean stdlib"),
+        ("data", {"length": 50000}, "the training text has .* rows of 50000 tokens, a batch needs 4"),
+        ("model", {"heads": 3}, "model.width=16 is not divisible by model.heads=3"),
+        ("model", {"heads": 16}, "head size 16/16 = 1 is odd"),
+        ("model", {"embedding_scale": float("nan")}, "model.embedding_scale=nan: must be a number"),
+        ("model", {"kernel": "cudnn"}, "model.kernel=cudnn runs on NVIDIA GPUs"),
+        ("model", {"position": {"name": "rotery", "base": 1e4}}, "unknown model.position.name 'rotery'"),
+        ("model", {"position": {"name": "learned", "limit": 8, "scale": 1.0}}, "encodes indices below 8"),
+        ("optimizer", {"rate": ("fast",)}, "optimizer.rate=.*each a number"),
+        ("mesh", {"data": 3}, "mesh .*asks for 3 devices"),
+    ],
+)
+def test_a_mistake_is_one_line_and_nothing_is_written_or_compiled(
+    config, tmp_path, section, change, words, monkeypatch
+):
+    def never(*_: object, **__: object):
+        raise AssertionError("it compiled")
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", never)
+    config = {**config, **change} if section is None else {**config, section: {**config[section], **change}}
+    with pytest.raises(Refusal, match=words) as refusal:
+        run.train(config, tmp_path / "run", PROVENANCE)
+    assert "\n" not in str(refusal.value) and not (tmp_path / "run").exists()

@@ -1,0 +1,131 @@
+"""The commands as people type them: in processes of their own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SMALL = [
+    "--config.base.steps=8", "--config.base.every.evaluate=4", "--config.base.every.log=2",
+    "--config.base.every.save=4", "--config.base.data.length=16", "--config.base.data.batch=4",
+    "--config.base.data.validation=4", "--config.base.model.width=16", "--config.base.model.layers=1",
+    "--config.base.model.hidden=32", "--config.base.seeds=0,1",
+]  # fmt: skip
+
+
+def call(*words: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "COLUMNS": "160"}
+    command = [sys.executable, "-m", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, stdin=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("script", ["train", "sweep", "report"])
+def test_help_is_worth_reading(script):
+    done = call(f"scripts.{script}", "--help")
+    assert done.returncode == 0
+    assert f"python -m scripts.{script}" in done.stdout and "exit status" in done.stdout.lower()
+    assert 10 < len(done.stdout.splitlines()) < 60
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["scripts.train"], "--config is missing"),
+        (["scripts.train", "--config=configs/lm.py"], "--workdir is missing"),
+        (
+            ["scripts.train", "--config=configs/lm.py:position=rotery", "--workdir=W"],
+            "unknown position 'rotery': did you mean",
+        ),
+        (["scripts.train", "--config=configs/nowhere.py", "--workdir=W"], "there is no file 'configs/nowhere.py'"),
+        (["scripts.train", "--config=configs/lm.py", "--config.modle.width=3", "--workdir=W"], "modle"),
+        (["scripts.train", "--config=configs/lm.py", "--config.model.widht=3", "--workdir=W"], 'Did you mean "width"'),
+        (["scripts.train", "--config=configs/lm.py", "--config.steps=many", "--workdir=W"], "many"),
+        (["scripts.train", "--config=configs/lm.py", "--config.steps=1.5", "--workdir=W"], "1.5"),
+        (["scripts.train", "--config=configs/lm.py", "--wrokdir=W"], "wrokdir"),
+        (["scripts.train", "--config=configs/lm.py", "--workdir=W", "extra"], "unexpected argument 'extra'"),
+        (
+            ["scripts.train", "--config=configs/lm.py", "--workdir=W", "--config.optimizer.clip=nan"],
+            "optimizer.clip=nan",
+        ),
+        (["scripts.train", "--config=configs/lm.py:data=text:/none", "--workdir=W"], "no such file or folder"),
+        (
+            ["scripts.sweep", "--config=configs/ablation.py:quikc", "--workdir=W"],
+            "unknown sweep 'quikc': did you mean quick",
+        ),
+        (
+            ["scripts.sweep", "--config=configs/ablation.py:quick", "--workdir=W", "--only=rotry"],
+            "unknown arm in --only",
+        ),
+        (["scripts.sweep", "--config=configs/lm.py", "--workdir=W"], "a sweep has base and arms"),
+        (["scripts.report", "nowhere", "--out=W"], "holds no run"),
+        (["scripts.report", "tests", "--out=W", "--against=none.json"], "--against='none.json' cannot be read"),
+    ],
+)
+def test_a_mistake_is_one_clear_line_and_status_2(words, says, tmp_path):
+    done = call(*(str(word).replace("=W", f"={tmp_path / 'w'}") for word in words))
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and says in lines[0], done.stderr
+    assert not (tmp_path / "w").exists() and "Traceback" not in done.stderr
+
+
+def test_a_sweep_from_any_folder_then_its_report(text, cache, tmp_path):
+    flags = [*SMALL, f"--config.base.data.name=text:{text}", f"--config.base.data.cache={cache}"]
+    sweep = ["scripts.sweep", "--workdir=s", f"--config={ROOT}/configs/ablation.py:quick", "--only=rotary,none", *flags]
+    dry = call(*sweep, "--dry", cwd=tmp_path)
+    assert dry.returncode == 0, dry.stderr
+    assert "nothing was trained" in dry.stdout and "rotary" in dry.stdout and not (tmp_path / "s").exists()
+    done = call(*sweep, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("finished") >= 2
+    written = (tmp_path / "s" / "rotary" / "metrics.jsonl").stat().st_mtime_ns
+    again = call(*sweep, cwd=tmp_path)
+    assert again.returncode == 0
+    assert (tmp_path / "s" / "rotary" / "metrics.jsonl").stat().st_mtime_ns == written, "finished arms are not redone"
+    report = call("scripts.report", "s", "--out=r", cwd=tmp_path)
+    assert report.returncode == 0, report.stderr
+    summary = json.loads((tmp_path / "r" / "summary.json").read_text())
+    assert {arm["arm"] for arm in summary["arms"]} == {"rotary", "none"} and not summary["warnings"]
+    assert str(Path("r") / "index.html") in report.stdout
+
+
+def test_one_arm_that_fails_does_not_stop_the_others(text, cache, tmp_path):
+    """`learned` finds a checkpoint folder that is a file; `none` trains all the same."""
+    (tmp_path / "learned").mkdir()
+    (tmp_path / "learned" / "checkpoints").write_text("in the way")
+    flags = [*SMALL, f"--config.base.data.name=text:{text}", f"--config.base.data.cache={cache}"]
+    done = call(
+        "scripts.sweep", f"--workdir={tmp_path}", "--config=configs/ablation.py:quick", "--only=learned,none", *flags
+    )
+    assert done.returncode == 1
+    assert json.loads((tmp_path / "none" / "status.json").read_text())["status"] == "finished"
+    assert json.loads((tmp_path / "learned" / "status.json").read_text())["status"] == "failed"
+    assert "failed" in done.stderr and "finished" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_sweep_that_is_stopped_saves_and_goes_on(text, cache, tmp_path, number):
+    flags = [*SMALL, f"--config.base.data.name=text:{text}", f"--config.base.data.cache={cache}"]
+    words = ["scripts.sweep", f"--workdir={tmp_path}", "--config=configs/ablation.py:quick", "--only=rotary", *flags]
+    long = [sys.executable, "-m", *words, "--config.base.steps=200000", "--config.base.every.save=200000"]
+    env = os.environ | {"JAX_PLATFORMS": "cpu"}
+    child = subprocess.Popen(long, cwd=ROOT, env=env, stderr=subprocess.DEVNULL)
+    metrics = tmp_path / "rotary" / "metrics.jsonl"
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and not (metrics.exists() and metrics.read_text().count("\n") > 8):
+        time.sleep(0.1)
+    began = time.monotonic()
+    child.send_signal(number)
+    assert child.wait(timeout=30) == 75 and time.monotonic() - began < 30
+    status = json.loads((tmp_path / "rotary" / "status.json").read_text())
+    assert status["status"] == "stopped" and status["step"] > 0
+    done = call(*words, f"--config.base.steps={status['step'] + 4}", "--config.base.every.save=200000")
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((tmp_path / "rotary" / "manifest.json").read_text())
+    assert [segment["step"] for segment in manifest["segments"]] == [0, status["step"]]
