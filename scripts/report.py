@@ -16,8 +16,9 @@ EXAMPLES = """examples:
   python -m scripts.report runs/ablation --out=report/
   python -m scripts.report runs/quick results/tuning --out=report/ --against=results/quick/summary.json
 
-A folder whose runs have several learning rates is a grid: it gives the figure of learning rates. Any other folder is a
-comparison. exit status: 0, or 3 if --against was given and is not reproduced, or 2 for a mistake in the command."""
+A folder whose runs have several learning rates is a grid, and gives the figure of learning rates; so does the archived
+report of one. Any other folder is a comparison.
+exit status: 0, or 3 if --against was given and is not reproduced, or 2 for a mistake in the command."""
 
 
 def main() -> int:

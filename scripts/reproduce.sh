@@ -5,7 +5,11 @@
 #   WORKDIR=/elsewhere scripts/reproduce.sh          runs/quick is the default
 # Stop it with Ctrl-C; the same command goes on without redoing what is finished.
 set -euo pipefail
-workdir=$(realpath -m "${WORKDIR:-$(dirname "${BASH_SOURCE[0]}")/../runs/quick}" 2>/dev/null) || workdir=${WORKDIR:-runs/quick}
+case ${WORKDIR:-} in
+  "") workdir=runs/quick ;; # in the checkout
+  /*) workdir=$WORKDIR ;;
+  *) workdir=$PWD/$WORKDIR ;;
+esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PYTHONNOUSERSITE=1
 scripts/setup.sh

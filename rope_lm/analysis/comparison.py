@@ -9,6 +9,7 @@ import numpy as np
 
 from rope_lm.analysis.convergence import Crossing, Estimate, Speedup, crossing, holm, interval, speedup
 from rope_lm.analysis.runs import Curve, Run, Sweep
+from rope_lm.refusal import Refusal
 
 FACTS = ("commit", "diff", "kernel", "precision", "device", "versions")  # of a manifest, equal in fair arms
 
@@ -115,7 +116,7 @@ class Tuning:
 
 def tune(sweep: Sweep) -> list[Tuning]:
     """What a grid says of each arm that finished."""
-    made = []
+    made = [_archived(row, sweep) for row in sweep.archive.get("tuning", [])]
     for run in sweep.runs:
         if not run.finished:
             continue
@@ -127,6 +128,14 @@ def tune(sweep: Sweep) -> list[Tuning]:
             finals.append(float(np.mean([c.final for c in curves])) if len(curves) == len(members) else math.inf)
         made.append(Tuning(run.arm, run.rates, finals, len({member["seed"] for member in run.manifest["members"]})))
     return made
+
+
+def _archived(row: dict[str, Any], sweep: Sweep) -> Tuning:
+    try:
+        finals = [math.inf if final is None else float(final) for final in row["final_nats"]]
+        return Tuning(row["arm"], [float(rate) for rate in row["rates"]], finals, int(row["seeds"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise Refusal(f"{sweep.path / 'summary.json'} is not a report's ({error}): it is damaged") from error
 
 
 def unfair(sweep: Sweep) -> list[str]:

@@ -111,8 +111,10 @@ def speedups(axes: plt.Axes, arms: Sequence[Arm], treatment: str) -> None:
         s, color = arm.speedup, style(arm.name, [a.name for a in arms])["color"]
         if np.isfinite(s.low):
             axes.plot([s.low, s.high], [row, row], color=color, linewidth=3, solid_capstyle="butt")
+            axes.plot([s.low, s.high], [row, row], "|", color=color, markersize=9)
         axes.plot(s.mean, row, marker=style(arm.name, [a.name for a in arms])["marker"], color=color, markersize=9)
-        axes.annotate(f"{s.mean:.2f}x  {s.verdict}", (s.mean, row), (0, 9), textcoords="offset points", ha="center")
+        right = (np.nanmax([s.mean, s.high]), row)
+        axes.annotate(f"{s.mean:.2f}x  {s.verdict}", right, (10, 0), textcoords="offset points", va="center")
     axes.axvline(1, color=GREY, linewidth=1)
     axes.set_yticks(range(len(tested)), [f"over {arm.name}" for arm in tested])
     axes.set(ylim=(-0.5, len(tested) - 0.2), xscale="log", xlabel=f"speed-up of {treatment} (1: as fast), log scale")
@@ -122,7 +124,7 @@ def speedups(axes: plt.Axes, arms: Sequence[Arm], treatment: str) -> None:
 
 def _plain_log(axes: plt.Axes) -> None:
     low, high = axes.get_xlim()
-    low, high = min(low, 0.9), max(high, 1.12)
+    low, high = min(low, 0.9), max(high, 1.12) ** 1.6  # room for the words
     axes.set_xlim(low, high)
     ticks = [t for t in (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.2, 1.5, 2, 3, 5, 7, 10, 20, 30, 50, 100) if low <= t <= high]
     axes.set_xticks(ticks, [f"{t:g}" for t in ticks])

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
 
 from rope_lm.analysis import figures
 from rope_lm.analysis.comparison import Arm, Tuning, compare, tune, unfair
@@ -58,7 +57,7 @@ def write(sweeps: Sequence[Sweep], out: Path, treatment: str, command: str) -> d
     return made
 
 
-def _draw(comparisons: Sequence, tunings: Sequence[Tuning], treatment: str, folder: Path) -> dict[str, Markup]:
+def _draw(comparisons: Sequence, tunings: Sequence[Tuning], treatment: str, folder: Path) -> dict[str, str]:
     """Writes the figures that the data allows; returns their SVG by name, to stand in the page."""
     folder.mkdir(exist_ok=True)
     wanted = {}
@@ -77,7 +76,7 @@ def _draw(comparisons: Sequence, tunings: Sequence[Tuning], treatment: str, fold
         svg = (folder / f"{name}.svg").read_text(encoding="utf-8")
         # Ids are made unique, since the drawings share one page.
         svg = svg[svg.index("<svg") :].replace('id="', f'id="{name}-').replace("url(#", f"url(#{name}-")
-        drawings[name] = Markup(svg.replace('xlink:href="#', f'xlink:href="#{name}-'))
+        drawings[name] = svg.replace('xlink:href="#', f'xlink:href="#{name}-')
     return drawings
 
 
@@ -86,7 +85,7 @@ def summary(
 ) -> dict[str, Any]:
     """Everything on the page, as data; a number that does not exist is null."""
     runs = [(sweep, run) for sweep in sweeps for run in sweep.runs]
-    first = next((run for sweep, _ in comparisons for run in sweep.runs), runs[0][1])
+    first = next((run.manifest for _, run in sorted(runs, key=lambda each: each[0].grid)), {})
     value = {
         "schema": 1,
         "command": command,
@@ -95,9 +94,9 @@ def summary(
         "tuning": [
             {"arm": t.arm, "best": t.best, "rates": t.rates, "final_nats": t.finals, "seeds": t.seeds} for t in tunings
         ],
-        "fingerprint": first.manifest.get("data", {}).get("fingerprint", {}),
-        "device": first.manifest.get("device", {}),
-        "versions": first.manifest.get("versions", {}),
+        "fingerprint": first.get("data", {}).get("fingerprint", {}),
+        "device": first.get("device", {}),
+        "versions": first.get("versions", {}),
         "warnings": [text for sweep, _ in comparisons for text in unfair(sweep)],
         "runs": [
             {

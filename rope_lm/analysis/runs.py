@@ -91,21 +91,26 @@ class Sweep:
     name: str
     path: Path
     runs: list[Run]
+    archive: dict[str, Any]  # the summary.json of a folder that holds a report instead of its runs
 
     @property
     def grid(self) -> bool:
-        return any(len(run.rates) > 1 for run in self.runs)
+        return any(len(run.rates) > 1 for run in self.runs) or bool(self.archive)
 
 
 def load(path: str | Path) -> Sweep:
-    """The sweep in a folder, or the single run. Raises Refusal where there is none, or where a file is damaged."""
+    """The sweep in a folder, or the single run, or the archived report of a grid of learning rates.
+
+    Raises Refusal where there is none, or where a file is damaged.
+    """
     root = Path(path)
     folders = sorted({config.parent for config in root.rglob("config.json")})
-    if not folders:
+    archive = {} if folders else _json(root / "summary.json", {})
+    if not folders and not (isinstance(archive, dict) and archive.get("tuning")):
         raise Refusal(
             f"{str(root)!r} holds no run (no config.json in it or below): give the --workdir of a sweep or a run"
         )
-    return Sweep(root.resolve().name, root, [_load_run(folder, root) for folder in folders])
+    return Sweep(root.resolve().name, root, [_load_run(folder, root) for folder in folders], archive)
 
 
 def _load_run(folder: Path, root: Path) -> Run:

@@ -81,6 +81,17 @@ def test_a_grid_gives_each_arms_best_rate(tmp_path):
     assert made["tuning"][0]["best"] == 3e-3 and (tmp_path / "out" / "figures" / "tuning.svg").exists()
 
 
+def test_an_archived_grid_is_as_good_as_its_runs(sweep, tmp_path):
+    write_run(tmp_path / "grid" / "rotary", "rotary", 1, seeds=(100, 101), rates=(1e-3, 3e-3))
+    report.write([load(tmp_path / "grid")], tmp_path / "archive", "rotary", "x")
+    assert tune(load(tmp_path / "archive")) == tune(load(tmp_path / "grid"))
+    made = report.write([load(sweep), load(tmp_path / "archive")], tmp_path / "out", "rotary", "x")
+    assert len(made["arms"]) == 5 and made["tuning"][0]["seeds"] == 2 and made["fingerprint"]["text"] == "f" * 64
+    (tmp_path / "archive" / "summary.json").write_text('{"tuning": [{"arm": "rotary"}]}')
+    with pytest.raises(Refusal, match=r"summary.json is not a report's"):
+        tune(load(tmp_path / "archive"))
+
+
 def test_a_rate_at_which_a_member_diverged_is_not_chosen(tmp_path):
     folder = write_run(tmp_path / "grid" / "none", "none", 1, seeds=(100,), rates=(1e-3, 1e-2))
     status = json.loads((folder / "status.json").read_text())
