@@ -16,7 +16,7 @@ from configs.presets import pick
 Arm = tuple[str, dict[str, Any]]
 
 # Each encoding's peak rate at scale=nano, 2000 steps: the best of RATES in results/tuning (seeds 100 and 101).
-TUNED = {"none": 6e-3, "learned": 1.2e-2, "sinusoidal": 1.2e-2, "relative_bias": 1.2e-2, "rotary": 2.4e-2}
+TUNED = {"none": 6e-3, "learned": 2.4e-2, "sinusoidal": 1.2e-2, "relative_bias": 1.2e-2, "rotary": 1.2e-2}
 RATES = (1.5e-3, 3e-3, 6e-3, 1.2e-2, 2.4e-2, 4.8e-2)
 
 

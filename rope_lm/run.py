@@ -203,7 +203,7 @@ class Loop:
     def run(self) -> tuple[str, str, int, dict[str, int]]:
         """To the last step or a signal; returns the status, why, the step, and where each lost member diverged."""
         plan, every = self.plan, self.plan.every
-        self.done, self.state = self.checkpoints.restore(plan.program.abstract) or (0, _initial(plan))
+        self.done, self.state = self.checkpoints.restore(plan.program.abstract) or (0, initial(plan))
         self.lost = np.asarray(self.state.diverged) >= 0
         self.record.begin(self.done)
         self.clock = Clock(self.record.seconds)
@@ -306,7 +306,8 @@ class Loop:
         return "finished", f"diverged: {lost}" if lost else "", self.done, diverged
 
 
-def _initial(plan: Plan) -> training.State:
+def initial(plan: Plan) -> training.State:
+    """The state at step 0."""
     seeds = np.array([member.seed for member in plan.members], np.uint32)
     return plan.program.init(seeds, np.array([member.rate for member in plan.members], np.float32))
 

@@ -162,3 +162,17 @@ def sensitivity(axes: plt.Axes, tunings: Sequence[Tuning]) -> None:
     axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.legend()
+
+
+@drawn((7.2, 3.4))
+def speeds(axes: plt.Axes, rows: Sequence[dict]) -> None:
+    """Tokens a second of each encoding, from the rows of a benchmark."""
+    labels = [f"{row['encoding']} ({row['scale']})" for row in rows]
+    colors = [style(row["encoding"], [each["encoding"] for each in rows])["color"] for row in rows]
+    bars = axes.barh(range(len(rows)), [row["tokens_per_second"] for row in rows], color=colors, height=0.6)
+    axes.bar_label(bars, [f" {row['tokens_per_second']:,.0f}" for row in rows], color=GREY)
+    axes.set_yticks(range(len(rows)), labels)
+    axes.set(xlabel="tokens a second, training")
+    axes.margins(x=0.14)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)

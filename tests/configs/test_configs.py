@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,8 @@ from configs.presets import POSITIONS, SCALES
 from rope_lm import launch, positional
 from rope_lm.refusal import Refusal
 from scripts import entry
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_documented_keys_are_there():
@@ -75,6 +78,15 @@ def test_tuning_and_comparison_share_no_seed_and_everything_else():
     quick["optimizer"].pop("rate"), tuning["optimizer"].pop("rate")
     assert quick == tuning
     assert set(ablation.TUNED.values()) <= set(ablation.RATES)
+
+
+def test_each_arms_rate_is_the_archived_grids_best():
+    archive = json.loads((ROOT / "results" / "tuning" / "summary.json").read_text())
+    assert {row["arm"]: row["best"] for row in archive["tuning"]} == ablation.TUNED
+    tuning = entry.plain(ablation.get_config("tuning"))["base"]
+    for row in archive["tuning"]:
+        assert tuple(row["rates"]) == tuning["optimizer"]["rate"] and row["seeds"] == len(tuning["seeds"])
+        assert min(row["final_nats"]) == row["final_nats"][row["rates"].index(row["best"])]
 
 
 def test_only_names_arms():

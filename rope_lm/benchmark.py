@@ -1,0 +1,199 @@
+"""How fast the programs are, measured in one process: interleaved rounds, ratios rather than single times."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from rope_lm import objective, run
+from rope_lm.positions import contiguous
+from rope_lm.settings import bind
+from rope_lm.transformer import Transformer
+
+Config = dict[str, Any]
+ROUNDS = 5
+
+
+class Timing(NamedTuple):
+    """Of one program, in seconds."""
+
+    compile: float
+    step: float  # median over rounds
+    peak_bytes: int  # arguments and temporaries on one device, by XLA's own account
+
+
+def matmul_peak(dtype: str, size: int = 2048) -> float:
+    """FLOP/s of a square matrix product in `dtype`, the best of several."""
+    x = jnp.ones((size, size), dtype)
+    product = jax.jit(jnp.matmul).lower(x, x).compile()
+    return 2 * size**3 / min(_clock(lambda: product(x, x)) for _ in range(8))
+
+
+def _clock(call: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    jax.block_until_ready(call())
+    return time.perf_counter() - began
+
+
+class Stepper:
+    """A compiled training step with a state and a batch, called over and over."""
+
+    def __init__(self, plan: run.Plan):
+        self.plan, self.program = plan, plan.program
+        self.state = run.initial(plan)
+        self.rows = jax.device_put(next(plan.data.batches([m.seed for m in plan.members], 0, 1)), self.program.rows)
+        began = time.perf_counter()
+        self.step = self.program.step.lower(self.state, self.rows).compile()
+        self.compile = time.perf_counter() - began
+        memory = self.step.memory_analysis()
+        self.peak_bytes = memory.temp_size_in_bytes + memory.argument_size_in_bytes
+
+    def __call__(self) -> Any:
+        self.state, metrics = self.step(self.state, self.rows)
+        return metrics
+
+    @property
+    def tokens(self) -> int:
+        """Of one step, all members."""
+        return len(self.plan.members) * self.plan.data.batch * self.plan.data.length
+
+
+def interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict[str, float]:
+    """Median seconds of each call over rounds A B C A B C, so that a noisy machine hits all alike."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds + 1):
+        for name, call in calls.items():
+            times[name].append(_clock(call))
+    return {name: statistics.median(values[1:]) for name, values in times.items()}
+
+
+def encodings(configs: Mapping[str, Config], peak: float) -> list[dict[str, Any]]:
+    """A row for each config, by name; overhead is against the one named `none`."""
+    steppers = {name: Stepper(run.plan(config)) for name, config in configs.items()}
+    seconds = interleaved(steppers)
+    rows = []
+    for name, stepper in steppers.items():
+        speed = stepper.tokens / seconds[name]
+        model, data = stepper.plan.config["model"], stepper.plan.config["data"]
+        rows.append(
+            {
+                "encoding": name,
+                "shape": {**{key: model[key] for key in ("width", "layers", "heads")}}
+                | {key: data[key] for key in ("length", "batch")},
+                "kernel": stepper.plan.kernel,
+                "compile_seconds": stepper.compile,
+                "step_seconds": seconds[name],
+                "tokens_per_second": speed,
+                "utilization": speed * stepper.plan.flops_per_token / peak,
+                "overhead": seconds[name] / seconds["none"] - 1 if "none" in seconds else None,
+                "peak_bytes": stepper.peak_bytes,
+                "parameters": stepper.plan.parameters,
+            }
+        )
+    return rows
+
+
+def parts(config: Config) -> dict[str, float]:
+    """Seconds of the forward pass, the backward pass and the optimizer, for one member; by difference."""
+    stepper = Stepper(run.plan(config))
+    model = _model(stepper.plan)
+    graph, _ = nnx.split(model, nnx.Param)
+    params = jax.tree.map(lambda x: jnp.copy(x[0]), stepper.state.params)
+    rows = stepper.rows[0]
+
+    def loss(params: Any) -> jax.Array:
+        example = objective.causal(rows)
+        return jnp.mean(
+            objective.cross_entropy(nnx.merge(graph, nnx.State(params))(example.inputs)[0], example.targets)
+        )
+
+    forward = jax.jit(loss).lower(params).compile()
+    gradient = jax.jit(jax.value_and_grad(loss)).lower(params).compile()
+    calls = {"forward": lambda: forward(params), "gradient": lambda: gradient(params), "step": stepper}
+    seconds = interleaved(calls)
+    return {
+        "forward_seconds": seconds["forward"],
+        "backward_seconds": max(0.0, seconds["gradient"] - seconds["forward"]),
+        "optimizer_seconds": max(0.0, seconds["step"] - seconds["gradient"]),
+    }
+
+
+def ensembles(config: Config, sizes: Sequence[int]) -> list[dict[str, float]]:
+    """An ensemble of M members against M single runs in turn."""
+    steppers = {str(size): Stepper(run.plan({**config, "seeds": tuple(range(size))})) for size in sizes}
+    seconds = interleaved(steppers)
+    return [
+        {"members": size, "step_seconds": seconds[str(size)], "over_in_turn": seconds[str(size)] / size / seconds["1"]}
+        for size in sizes
+    ]
+
+
+def depths(config: Config, layers: Sequence[int]) -> list[dict[str, float]]:
+    """Compile time against the number of layers."""
+    made = [(each, Stepper(run.plan({**config, "model": {**config["model"], "layers": each}}))) for each in layers]
+    return [{"layers": each, "compile_seconds": stepper.compile} for each, stepper in made]
+
+
+def lengths(config: Config, lengths: Sequence[int]) -> list[dict[str, float]]:
+    """Seconds for as many tokens as the config's batch has, cut into longer and longer rows."""
+    tokens = config["data"]["length"] * config["data"]["batch"]
+    rows = []
+    for length in lengths:
+        batch = max(1, tokens // length)
+        data = {**config["data"], "length": length, "batch": batch, "validation": 1}
+        stepper = Stepper(run.plan({**config, "data": data}))
+        seconds = interleaved({"step": stepper}, rounds=3)["step"]
+        rows.append({"length": length, "batch": batch, "seconds_per_token": seconds / (batch * length)})
+    return rows
+
+
+def decoding(config: Config, tokens: int) -> dict[str, float]:
+    """Tokens a second of one row, one token at a time with the cache, and seconds of reading a row of the length."""
+    plan = run.plan(config)
+    model = _model(plan)
+    graph, state = nnx.split(model)
+    length = plan.data.length
+
+    @jax.jit
+    def read(state: Any, text: jax.Array, start: jax.Array, cache: Any) -> Any:
+        where = contiguous(text.shape[1])
+        where = where._replace(index=where.index + start)
+        logits, cache = nnx.merge(graph, state)(text, where, cache)
+        return jnp.argmax(logits[:, -1:], -1), cache
+
+    prompt = jnp.asarray(plan.data.validation[:1, : length - tokens])
+    empty = model.cache(1, length)
+    token, cache = jax.block_until_ready(read(state, prompt, jnp.int32(0), empty))
+    prefill = min(_clock(lambda: read(state, prompt, jnp.int32(0), empty)) for _ in range(3))
+    jax.block_until_ready(read(state, token, jnp.int32(prompt.shape[1]), cache))
+    began = time.perf_counter()
+    for at in range(prompt.shape[1], length):
+        token, cache = read(state, token, jnp.int32(at), cache)
+    jax.block_until_ready(token)
+    each = (time.perf_counter() - began) / tokens
+    return {"prefill_seconds": prefill, "token_seconds": each, "tokens_per_second": 1 / each}
+
+
+def host(config: Config, steps: int) -> dict[str, float]:
+    """The share of the loop that the host waited for data, over `steps` real steps."""
+    stepper = Stepper(run.plan(config))
+    batches = stepper.plan.data.batches([m.seed for m in stepper.plan.members], 0, steps)
+    waited, began = 0.0, time.perf_counter()
+    for _ in range(steps):
+        asked = time.perf_counter()
+        rows = next(batches)
+        waited += time.perf_counter() - asked
+        stepper.rows = jax.device_put(rows, stepper.program.rows)
+        jax.block_until_ready(stepper())
+    batches.close()
+    return {"data_wait_share": waited / (time.perf_counter() - began)}
+
+
+def _model(plan: run.Plan) -> Transformer:
+    model = {**plan.config["model"], "kernel": plan.kernel}
+    rngs = nnx.Rngs(params=0, position=1)
+    return Transformer(**bind(Transformer, model, "model", {"vocabulary": plan.data.vocabulary, "rngs": rngs}))

@@ -1,0 +1,155 @@
+"""Measure how fast the programs are: per encoding, in ensembles, by depth and by length; a table, JSON and a figure."""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from configs import lm
+from configs.presets import POSITIONS, SCALES, parse, pick
+from rope_lm.refusal import Refusal
+from scripts import entry
+
+EXAMPLES = """examples:
+  python -m scripts.benchmark                                      two minutes at scale tiny on two CPU cores
+  python -m scripts.benchmark --encodings=none,rotary --only-encodings
+  python -m scripts.benchmark --shape=width=64,layers=2,length=128 --out=results/benchmark
+
+Every ratio is of programs that took turns in one process. FLOPs are counted by rope_lm.transformer.flops_per_token, the
+causal half of attention alone; utilisation is their rate over that of a square matrix product in the same run."""
+SHAPE = ("width", "layers", "heads", "length", "batch")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        "python -m scripts.benchmark", None, __doc__, EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--scale", default="tiny", help=f"one or more of {', '.join(SCALES)}, with commas (tiny)")
+    parser.add_argument("--shape", default="", help="changes to the scale: width=,layers=,heads=,length=,batch=")
+    parser.add_argument("--encodings", default=",".join(POSITIONS), help="with commas (all)")
+    parser.add_argument("--only-encodings", action="store_true", help="leave out ensembles, depth, length, decoding")
+    parser.add_argument("--out", help="a folder for benchmark.json and benchmark.svg (nothing is written)")
+    arguments = parser.parse_args()
+    scales = [(scale, pick("--scale", scale, SCALES)) for scale in arguments.scale.split(",")]
+    names = arguments.encodings.split(",")
+    for name in names:
+        pick("--encodings", name, POSITIONS)
+    shape = _shape(arguments.shape)
+    entry.huge_pages()
+    from rope_lm import benchmark
+
+    result: dict = {"machine": _machine(), "rows": []}
+    console = Console()
+    for scale, preset in scales:
+        configs = {name: _config(name, scale, shape) for name in names}
+        peak = benchmark.matmul_peak(preset["model"]["dtype"])
+        result["peak_flops"] = peak
+        rows = benchmark.encodings(configs, peak)
+        result["rows"] += [{"scale": scale, **row} for row in rows]
+        console.print(_table(scale, rows, peak))
+        if not arguments.only_encodings:
+            result[scale] = _more(benchmark, configs[names[-1]], console)
+    if arguments.out:
+        _write(Path(arguments.out), result)
+    return 0
+
+
+def _more(benchmark, config: dict, console: Console) -> dict:
+    """Everything that is measured of one encoding; printed as it comes."""
+    found: dict = {"encoding": config["model"]["position"]["name"]}
+    say = lambda text: console.print(text, highlight=False)  # noqa: E731
+    found["parts"] = split = benchmark.parts(config)
+    say("a step: " + ", ".join(f"{key.split('_')[0]} {1e3 * value:.0f} ms" for key, value in split.items()))
+    found["host"] = benchmark.host(config, steps=20)
+    say(f"the host waits for data {100 * found['host']['data_wait_share']:.2f}% of the time")
+    found["ensembles"] = benchmark.ensembles(config, (1, 2, 4, 8))
+    for row in found["ensembles"][1:]:
+        say(f"{row['members']} members: {row['over_in_turn']:.2f} of the time of {row['members']} runs in turn")
+    found["depths"] = benchmark.depths(config, (2, 16))
+    say("compiling: " + ", ".join(f"{row['layers']} layers {row['compile_seconds']:.1f} s" for row in found["depths"]))
+    found["lengths"] = benchmark.lengths(config, (128, 256, 512, 1024, 2048, 4096))
+    say("per token: " + ", ".join(f"{r['length']}: {1e6 * r['seconds_per_token']:.0f} us" for r in found["lengths"]))
+    found["decoding"] = decoded = benchmark.decoding(config, tokens=config["data"]["length"] // 2)
+    say(f"decoding with the cache: {decoded['tokens_per_second']:,.0f} tokens/s of one row")
+    return found
+
+
+def _shape(text: str) -> dict[str, int]:
+    chosen = {key: value for key, value in parse(text, dict.fromkeys(SHAPE, "")).items() if value}
+    for key, value in chosen.items():
+        if not value.isdigit() or int(value) < 1:
+            raise Refusal(f"--shape={key}={value}: must be a whole number of at least 1")
+    return {key: int(value) for key, value in chosen.items()}
+
+
+def _config(name: str, scale: str, shape: dict[str, int]) -> dict:
+    config = lm.get_config(f"position={name},scale={scale}")
+    for key, value in shape.items():
+        (config.data if key in ("length", "batch") else config.model)[key] = value
+    config.model.hidden = 4 * config.model.width
+    config.data.validation = 8
+    return entry.plain(config)
+
+
+def _machine() -> dict[str, object]:
+    import jax
+
+    names = subprocess.run(["sh", "-c", "grep -m1 'model name' /proc/cpuinfo || sysctl -n machdep.cpu.brand_string"],
+                           capture_output=True, text=True).stdout.split(":")[-1].strip()  # fmt: skip
+    device = jax.devices()[0]
+    return {
+        "device": device.device_kind,
+        "platform": device.platform,
+        "count": jax.device_count(),
+        "cpu": names,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "time": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _table(scale: str, rows: list[dict], peak: float) -> Table:
+    shape = ", ".join(f"{key} {value}" for key, value in rows[0]["shape"].items())
+    table = Table(
+        "encoding", "kernel", "compile s", "step ms", "tokens/s", "of peak", "over none", "MB",
+        title=f"{scale}: {shape}; matmul peak {peak / 1e9:,.0f} GFLOP/s",
+    )  # fmt: skip
+    for row in rows:
+        table.add_row(
+            row["encoding"],
+            row["kernel"],
+            f"{row['compile_seconds']:.1f}",
+            f"{1e3 * row['step_seconds']:.1f}",
+            f"{row['tokens_per_second']:,.0f}",
+            f"{100 * row['utilization']:.0f}%",
+            "" if row["overhead"] is None or row["encoding"] == "none" else f"{100 * row['overhead']:+.1f}%",
+            f"{row['peak_bytes'] / 1e6:,.0f}",
+        )
+    return table
+
+
+def _write(out: Path, result: dict) -> None:
+    from rope_lm.analysis import figures
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "benchmark.json").write_text(json.dumps(result, indent=1) + "\n")
+        figures.save(figures.speeds(result["rows"]), out / "benchmark")
+    except OSError as error:
+        raise Refusal(f"--out={str(out)!r} cannot be written ({error.strerror}): choose another folder") from error
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except Refusal as refusal:
+        print(f"error: {refusal}", file=sys.stderr)
+        sys.exit(2)
