@@ -2,6 +2,8 @@
 
 python -m scripts.sweep --workdir=runs/ablation --config=configs/ablation.py:quick [--dry] [--only=rotary,none]
 
+`quick,scale=small,data=text:PATH` takes another scale or text; the rates in TUNED are those of scale=nano on stdlib, so
+run `tuning,scale=small,...` first and put its best rates here.
 An arm is {section: {key: value}} over the base; --config.base.steps=500 changes the base, and so every arm.
 """
 
@@ -20,19 +22,19 @@ TUNED = {"none": 6e-3, "learned": 2.4e-2, "sinusoidal": 1.2e-2, "relative_bias":
 RATES = (1.5e-3, 3e-3, 6e-3, 1.2e-2, 2.4e-2, 4.8e-2)
 
 
-def quick() -> tuple[ConfigDict, Iterator[Arm]]:
+def quick(base: ConfigDict) -> Iterator[Arm]:
     """Five encodings x three seeds, each encoding at its own tuned rate."""
-    base = lm.get_config("scale=nano")
     base.seeds = (0, 1, 2)
-    return base, ((name, _position(name, base) | {"optimizer": {"rate": (rate,)}}) for name, rate in TUNED.items())
+    for name, rate in TUNED.items():
+        yield name, _position(name, base) | {"optimizer": {"rate": (rate,)}}
 
 
-def tuning() -> tuple[ConfigDict, Iterator[Arm]]:
+def tuning(base: ConfigDict) -> Iterator[Arm]:
     """The grid that TUNED was chosen from: every encoding at every rate, on seeds that no comparison uses."""
-    base = lm.get_config("scale=nano")
     base.seeds = (100, 101)
     base.optimizer.rate = RATES
-    return base, ((name, _position(name, base)) for name in TUNED)
+    for name in TUNED:
+        yield name, _position(name, base)
 
 
 SWEEPS = {"quick": quick, "tuning": tuning}
@@ -42,7 +44,9 @@ def _position(name: str, base: ConfigDict) -> dict[str, Any]:
     return {"model": {"position": lm.position(name, base.data)}}
 
 
-def get_config(name: str = "quick") -> ConfigDict:
-    """The sweep of that name: `base`, a config as in configs/lm.py, and `arms`, what each arm changes in it."""
-    base, arms = pick("sweep", name, SWEEPS)()
-    return ConfigDict({"base": base, "arms": dict(arms)})
+def get_config(text: str = "quick") -> ConfigDict:
+    """The sweep `NAME` or `NAME,scale=...,data=...`: `base`, a config as in configs/lm.py, and `arms`, what each arm
+    changes in it."""
+    name, _, shape = text.partition(",")
+    base = lm.get_config(shape)
+    return ConfigDict({"base": base, "arms": dict(pick("sweep", name, SWEEPS)(base))})

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -47,25 +48,28 @@ def show_plan(arms: Mapping[str, Config]) -> None:
     """Builds every arm without compiling and prints what it would train. Raises Refusal for an arm that cannot run."""
     from rope_lm import run  # imports JAX, which the sweep itself does not need
 
-    table = Table("arm", "members", "steps", "parameters", "of the encoding", "kernel", "tokens", "FLOPs")
+    table = Table("arm", "members", "parameters (its own)", "kernel", "FLOPs", "GB on 1, 8", box=SIMPLE)
     total = 0.0
     for name, config in arms.items():
         plan = run.plan(config)
         tokens = plan.steps * len(plan.members) * plan.data.batch * plan.data.length
         total += tokens * plan.flops_per_token
+        sizes = [{"member": 1, "data": 1, "fsdp": count, "tensor": 1} for count in (1, 8)]
         table.add_row(
             name,
-            f"{len(config['seeds'])} seeds x {len(config['optimizer']['rate'])} rates",
-            f"{plan.steps:,}",
-            f"{plan.parameters:,}",
-            f"{plan.parameters_position:,}",
+            f"{len(config['seeds'])} x {len(config['optimizer']['rate'])}",
+            f"{plan.parameters:,} ({plan.parameters_position:,})",
             plan.kernel,
-            f"{tokens:.3g}",
-            f"{tokens * plan.flops_per_token:.3g}",
+            f"{tokens * plan.flops_per_token:.1e}",
+            ", ".join(f"{plan.memory(each) / 1e9:.2g}" for each in sizes),
         )
     console = Console()
     console.print(table)
-    console.print(f"{len(arms)} arms, {total:.3g} FLOPs in all; nothing was trained (--dry)", highlight=False)
+    console.print("members: seeds x rates; GB: of a step, on each of so many devices (mesh.fsdp), estimated")
+    steps = " or ".join(f"{each:,}" for each in sorted({config["steps"] for config in arms.values()}))
+    console.print(
+        f"{len(arms)} arms, {steps} steps, {total:.3g} FLOPs in all; nothing was trained (--dry)", highlight=False
+    )
 
 
 def sweep(arms: Mapping[str, Config], workdir: str | Path) -> int:

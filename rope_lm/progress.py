@@ -26,8 +26,7 @@ class TrainingProgress:
             disable=not self.live,
         )
         self.task = self.bar.add_task(title, total=steps, completed=start, says="")
-        self.train = self.validation = float("nan")
-        self.rate = 0.0
+        self.says = {"train": "", "validation": "", "rate": ""}
         self.began, self.start, self.printed = time.monotonic(), start, 0.0
 
     def __enter__(self) -> "TrainingProgress":
@@ -37,19 +36,18 @@ class TrainingProgress:
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
-    def say(self, text: str) -> None:
-        """A line above the bar."""
-        self.console.print(f"{self.title}: {text}", highlight=False, markup=False)
-
     def show(self, step: int, *, train: float | None = None, validation: float | None = None, rate: float = 0) -> None:
         """The state after `step` updates: nats (mean over members) and tokens/s, whichever is new."""
-        self.train = self.train if train is None else train
-        self.validation = self.validation if validation is None else validation
-        self.rate = rate or self.rate
-        says = f"train {self.train:.3f}  validation {self.validation:.3f} nats  {self.rate:,.0f} tokens/s"
+        for name, value in (("train", train), ("validation", validation)):
+            if value is not None:
+                self.says[name] = f"{name} {value:.3f} nats"
+        if rate:
+            self.says["rate"] = f"{rate:,.0f} tokens/s"
+        says = "  ".join(filter(None, self.says.values()))
         self.bar.update(self.task, completed=step, says=says)
         now = time.monotonic()
-        if not self.live and (now - self.printed > LINE_SECONDS or step == self.steps):
+        if not self.live and now - self.printed > LINE_SECONDS:
             self.printed = now
-            left = (now - self.began) / max(1, step - self.start) * (self.steps - step)
-            print(f"{self.title}: step {step}/{self.steps}  {says}  {left:.0f} s left", file=sys.stderr, flush=True)
+            done = step - self.start
+            left = f"  {(now - self.began) / done * (self.steps - step):.0f} s left" if done else ""
+            print(f"{self.title}: step {step}/{self.steps}  {says}{left}", file=sys.stderr, flush=True)

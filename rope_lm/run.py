@@ -1,6 +1,7 @@
 """The host loop: a config becomes a run directory."""
 
 import math
+import os
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -65,6 +66,13 @@ class Plan:
     parameters_position: int  # of which the encoding's own
     flops_per_token: float  # forward and backward
 
+    def memory(self, mesh: Mapping[str, int]) -> int:
+        """Bytes that a step needs on each device of a mesh of these sizes, estimated."""
+        config, data = self.config, self.data
+        tokens = data.batch // config["optimizer"]["accumulate"] * data.length
+        one = training.memory(config["model"], self.parameters, data.vocabulary, tokens, mesh)
+        return one * len(self.members) // mesh["member"]
+
 
 def plan(config: Mapping[str, Any]) -> Plan:
     """Checks the whole config, prepares its text and builds its program, compiling nothing.
@@ -99,7 +107,7 @@ def plan(config: Mapping[str, Any]) -> Plan:
         model, config["optimizer"], vocabulary=text.vocabulary, length=text.length, batch=text.batch, **build
     )
     count = lambda tree: sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(tree))  # noqa: E731
-    return Plan(
+    made = Plan(
         config=config,
         steps=config["steps"],
         every=every,
@@ -114,6 +122,26 @@ def plan(config: Mapping[str, Any]) -> Plan:
             model["width"], model["layers"], model["hidden"], text.vocabulary, text.length
         ),
     )
+    _check_memory(made)
+    return made
+
+
+def _check_memory(plan: Plan) -> None:
+    """Raises Refusal for a step that needs more memory than a device has."""
+    needs, has = plan.memory(plan.mesh.shape), capacity(plan.mesh.devices.flat[0])
+    if has and needs > has:
+        raise Refusal(
+            f"a step needs about {needs / 1e9:.1f} GB on each of {plan.mesh.size} devices of {has / 1e9:.1f} GB: "
+            f"lower data.batch ({plan.data.batch}) or data.length ({plan.data.length}), raise optimizer.accumulate, "
+            f"train fewer than {len(plan.members)} members at once, or shard over more devices with mesh.fsdp"
+        )
+
+
+def capacity(device: jax.Device) -> int:
+    """Bytes of memory of a device; of the host, shared by its devices, where it is the CPU; 0 where it is not known."""
+    if device.platform == "cpu":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
+    return (device.memory_stats() or {}).get("bytes_limit", 0)
 
 
 def _top(steps: int, seeds: tuple[int, ...]) -> None:

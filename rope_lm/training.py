@@ -170,6 +170,20 @@ def make(
     )
 
 
+def memory(model: Mapping[str, Any], parameters: int, vocabulary: int, tokens: int, mesh: Mapping[str, int]) -> int:
+    """Bytes that a step of one member needs on each device of a mesh of these sizes, by formula.
+
+    Parameters, gradients and two moments in float32; for each of the `tokens` of a (piece of a) batch what the layers
+    keep for the backward pass (the results of their products, or their inputs alone with remat="full") and what one
+    layer works on; and the logits with what is computed from them, in float32. A test holds it against XLA's account.
+    """
+    whole = 16 * model["width"] + 4 * model["hidden"]  # of one layer, with all that lies between its products
+    kept = {"none": whole, "products": 7 * model["width"] + model["hidden"], "full": model["width"]}[model["remat"]]
+    layers = jnp.dtype(model["dtype"]).itemsize * (model["layers"] * kept + whole)
+    states = 4 * 4 * parameters // (mesh["fsdp"] * mesh["tensor"])
+    return states + tokens * (layers + 4 * 3 * vocabulary) // (mesh["data"] * mesh["fsdp"])
+
+
 def _share(batch: int, accumulate: int) -> int:
     """Rows of one piece of the batch."""
     if batch % accumulate:

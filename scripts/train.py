@@ -7,8 +7,9 @@ tfds:NAME) and scale (nano, tiny, small, gpt2, 1b). Flags fill in numbers; every
 
     --config.steps=500  --config.seeds=0,1,2  --config.optimizer.rate=1e-3  --config.model.position.base=5e5
 
-Stop it with Ctrl-C or SIGTERM: it saves and exits with status 75; the same command goes on from there. A finished run
-is not run again. Exit status: 0 finished, 2 a mistake in the command, 4 diverged, 75 stopped, 1 anything else.
+--dry prints parameters, FLOPs and memory, and trains nothing. Stop a run with Ctrl-C or SIGTERM: it saves and exits
+with status 75; the same command goes on from there. A finished run is not run again.
+Exit status: 0 finished, 2 a mistake in the command, 4 diverged, 75 stopped, 1 anything else.
 """
 
 from absl import flags
@@ -17,11 +18,17 @@ from ml_collections import config_flags
 from scripts import entry
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "a config file, then `:` and its string", lock_config=True)
+DRY = flags.DEFINE_bool("dry", False, "print what would be trained, and train nothing")
 WORKDIR = flags.DEFINE_string("workdir", None, "the folder of the run; made if it is not there")
 
 
 def main() -> int:
     config = entry.config(CONFIG)
+    if DRY.value:
+        from rope_lm import launch
+
+        launch.show_plan({config["model"]["position"]["name"]: config})
+        return 0
     workdir = entry.required(WORKDIR)
     entry.huge_pages()
     from rope_lm import run  # JAX is imported after the flags were read: a mistake is answered at once

@@ -169,3 +169,18 @@ def test_a_mistake_in_the_optimizer_is_one_line(change, words):
 def test_rows_longer_than_an_encoding_are_refused():
     with pytest.raises(Refusal, match="Learned encodes indices below 8, the rows have 32 tokens"):
         program("learned", 1, model={"position": {"name": "learned", "limit": 8, "scale": 1.0}})
+
+
+@pytest.mark.parametrize("remat", ["products", "full", "none"])
+@pytest.mark.parametrize("members", [1, 3])
+def test_memory_is_near_what_xla_says(members, remat):
+    model = section("rotary", width=64, layers=4, hidden=256, remat=remat)
+    made = training.make(
+        model, OPTIMIZER, vocabulary=257, steps=9, members=members, batch=8, length=128, mesh=sharding.make(1, 1, 1, 1)
+    )
+    rows = jax.ShapeDtypeStruct((members, 8, 129), jnp.int32)
+    found = made.step.lower(made.abstract, rows).compile().memory_analysis()
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(made.abstract.params)) // members
+    sizes = {"member": 1, "data": 1, "fsdp": 1, "tensor": 1}
+    estimated = members * training.memory(model, parameters, 257, 8 * 128, sizes)
+    assert estimated == pytest.approx(found.temp_size_in_bytes + found.argument_size_in_bytes, rel=0.35)

@@ -89,6 +89,15 @@ def test_each_arms_rate_is_the_archived_grids_best():
         assert min(row["final_nats"]) == row["final_nats"][row["rates"].index(row["best"])]
 
 
+def test_a_sweep_takes_another_scale_and_text():
+    sweep = entry.plain(ablation.get_config("tuning,scale=tiny,data=text:/a"))
+    assert (
+        sweep["base"]["model"]["width"] == SCALES["tiny"]["model"]["width"]
+        and sweep["base"]["data"]["name"] == "text:/a"
+    )
+    assert sweep["arms"]["learned"]["model"]["position"]["limit"] == SCALES["tiny"]["data"]["length"]
+
+
 def test_only_names_arms():
     sweep = entry.plain(ablation.get_config("quick"))
     assert list(launch.expand(sweep, ["rotary", "none"])) == ["none", "rotary"]
