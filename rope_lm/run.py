@@ -70,8 +70,9 @@ class Plan:
         """Bytes that a step needs on each device of a mesh of these sizes, estimated."""
         config, data = self.config, self.data
         tokens = data.batch // config["optimizer"]["accumulate"] * data.length
-        one = training.memory(config["model"], self.parameters, data.vocabulary, tokens, mesh)
-        return one * len(self.members) // mesh["member"]
+        members = len(self.members) // mesh["member"]
+        together = 1 if training.take_turns(self.mesh) else members
+        return training.memory(config["model"], self.parameters, data.vocabulary, tokens, members, together, mesh)
 
 
 def plan(config: Mapping[str, Any]) -> Plan:

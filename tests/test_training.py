@@ -182,5 +182,5 @@ def test_memory_is_near_what_xla_says(members, remat):
     found = made.step.lower(made.abstract, rows).compile().memory_analysis()
     parameters = sum(leaf.size for leaf in jax.tree.leaves(made.abstract.params)) // members
     sizes = {"member": 1, "data": 1, "fsdp": 1, "tensor": 1}
-    estimated = members * training.memory(model, parameters, 257, 8 * 128, sizes)
+    estimated = training.memory(model, parameters, 257, 8 * 128, members, 1, sizes)
     assert estimated == pytest.approx(found.temp_size_in_bytes + found.argument_size_in_bytes, rel=0.35)

@@ -7,21 +7,12 @@ import pytest
 from flax import nnx
 
 from rope_lm.refusal import Refusal
-from rope_lm.transformer import flops_per_token, product
+from rope_lm.transformer import flops_per_token
 from tests.models import VOCABULARY, model, tokens
 
 
 def loss(made, text):
     return jnp.mean(jax.nn.logsumexp(made(text)[0], -1) - made(text)[0][..., 0])
-
-
-def test_product_is_a_matrix_product_with_its_gradients():
-    x, w, g = (jax.random.normal(jax.random.key(i), size) for i, size in enumerate([(5, 3), (3, 4), (5, 4)]))
-    value, pull = jax.vjp(product, x, w)
-    expected, pull_reference = jax.vjp(jnp.matmul, x, w)
-    np.testing.assert_allclose(value, expected, atol=1e-6)
-    for got, wanted in zip(pull(g), pull_reference(g), strict=True):
-        np.testing.assert_allclose(got, wanted, atol=1e-6)
 
 
 def test_what_is_kept_changes_no_gradient():
