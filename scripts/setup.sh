@@ -36,7 +36,7 @@ for each in "${locks[@]}"; do
   sum=$("$python" -c 'import hashlib, sys; print(hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest())' "$each")
   stamp=.venv/installed-$each
   [ "$(cat "$stamp" 2>/dev/null)" = "$sum" ] && continue
-  echo "installing $each into .venv (about 500 MB; a minute or two)" >&2
+  echo "installing $each into .venv (a minute or two, once)" >&2
   # Wheels alone, so that nothing needs a compiler; promise, which TFDS wants, is plain Python and has none.
   "$python" -m pip install --quiet --require-hashes --only-binary=:all: --no-binary=promise --requirement "$each" 9>&- ||
     fail "pip could not install $each: see above; running this again goes on"

@@ -121,3 +121,19 @@ def test_every_public_function_says_what_it_does():
             public = isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_")
             if public and node.name != "main":
                 assert ast.get_docstring(node), f"{path.name}: {node.name}"
+
+
+def test_the_readme_shows_the_archived_numbers():
+    import json
+
+    readme = (ROOT / "README.md").read_text()
+    summary = json.loads((ROOT / "results" / "quick" / "summary.json").read_text())
+    rows = {line.split("|")[1].strip(): line for line in readme.splitlines() if line.startswith("| ")}
+    for arm in summary["arms"]:
+        final, over, row = arm["final_nats"], arm["speedup_of_rotary"], rows[arm["arm"]]
+        assert f"{final['mean']:.3f} [{final['low']:.3f}, {final['high']:.3f}]" in row, arm["arm"]
+        assert f"{arm['tokens_per_second']:,.0f}" in row and f"{arm['rate']:g}" in row, arm["arm"]
+        if over:
+            assert f"{over['mean']:.2f} [{over['low']:.2f}, {over['high']:.2f}]" in row and over["verdict"] in row
+    for path in re.findall(r"\]\(([^)h][^)]*)\)", readme):
+        assert (ROOT / path).exists(), path
