@@ -131,6 +131,7 @@ def make(
     def evaluate(params: Any, rows: Int[Array, "R W"]) -> tuple[Float[Array, "M T"], Float[Array, "T"]]:
         count = rows.shape[0]
         padded = jnp.pad(rows, ((0, -count % batch), (0, 0))).reshape(-1, batch, rows.shape[1])
+        padded = jax.lax.with_sharding_constraint(padded, sharding.named(mesh, ("piece", "batch")))
         real = (jnp.arange(padded.shape[0] * batch) < count).reshape(-1, batch, 1)
 
         def member(params: Any) -> Any:
@@ -144,32 +145,29 @@ def make(
         nats, tokens = over_members(member)(params)
         return nats, tokens[0]
 
-    # Shardings: parameters by their own axes, the moments that have their shape likewise, all else by member.
     abstract = jax.eval_shape(init, jnp.zeros(members, jnp.uint32), jnp.zeros(members))
-    placed = sharding.named(mesh, jax.tree.map(lambda each: ("member", *each), axes, is_leaf=_is_names))
-    shardings = State(
-        sharding.named(mesh, ()),
-        placed,
-        optax.tree_utils.tree_map_params(
-            adam.transform,
-            lambda _, each: each,
-            abstract.moments,
-            placed,
-            transform_non_params=lambda _: sharding.named(mesh, ("member",)),
-        ),
-        sharding.named(mesh, ("member",)),
-        sharding.named(mesh, ("member",)),
-    )
+    shardings = _shardings(abstract, axes, adam.transform, mesh)
     abstract = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
     rows = sharding.named(mesh, ("member", "batch"))
     whole = sharding.named(mesh, ())
     return Program(
         init=jax.jit(init, out_shardings=shardings),
         step=jax.jit(step, in_shardings=(shardings, rows), out_shardings=(shardings, whole), donate_argnums=0),
-        evaluate=jax.jit(evaluate, in_shardings=(placed, whole), out_shardings=whole),
+        evaluate=jax.jit(evaluate, in_shardings=(shardings.params, whole), out_shardings=whole),
         abstract=abstract,
         rows=rows,
     )
+
+
+def _shardings(abstract: State, axes: Any, transform: optax.GradientTransformation, mesh: Mesh) -> State:
+    """Parameters by their own axes, the moments that have their shape likewise, all else by member."""
+    is_names = lambda x: isinstance(x, tuple) and all(isinstance(each, str) for each in x)  # noqa: E731
+    params = sharding.named(mesh, jax.tree.map(lambda each: ("member", *each), axes, is_leaf=is_names))
+    member = sharding.named(mesh, ("member",))
+    moments = optax.tree_utils.tree_map_params(
+        transform, lambda _, each: each, abstract.moments, params, transform_non_params=lambda _: member
+    )
+    return State(sharding.named(mesh, ()), params, moments, member, member)
 
 
 def take_turns(mesh: Mesh) -> bool:
@@ -228,7 +226,3 @@ def _metadata(shapes: nnx.State, read: Callable[[tuple, nnx.Variable], Any]) -> 
             node = node.setdefault(part, {})
         node[leaf] = read(path, variable)
     return tree
-
-
-def _is_names(x: Any) -> bool:
-    return isinstance(x, tuple) and all(isinstance(each, str) for each in x)

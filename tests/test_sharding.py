@@ -56,6 +56,40 @@ def test_eight_devices_compute_what_one_does(name):
         assert held == whole // (member * fsdp * tensor), sizes
 
 
+COMPILED = """
+import sys, json, math, re, jax, jax.numpy as jnp
+sys.path.insert(0, ".")
+from rope_lm import sharding, training
+from tests.models import section, LENGTH
+from tests.test_training import OPTIMIZER
+out = {}
+for sizes in json.loads(sys.argv[1]):
+    mesh = sharding.make(*sizes)
+    model = section("rotary", width=128, heads=8, hidden=512, layers=4)
+    made = training.make(model, OPTIMIZER, vocabulary=257, steps=20, members=1, batch=8, length=LENGTH, mesh=mesh)
+    rows = jax.ShapeDtypeStruct((1, 8, LENGTH + 1), jnp.int32, sharding=made.rows)
+    compiled = made.step.lower(made.abstract, rows).compile()
+    gathered = [math.prod(map(int, shape.split(","))) for shape in
+                re.findall(r"f32\\[([0-9,]+)\\][^=]* all-gather", compiled.as_text())]
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(made.abstract.params))
+    out[str(sizes)] = compiled.memory_analysis().argument_size_in_bytes, max(gathered, default=0), parameters
+print(json.dumps(out))
+"""
+
+
+def test_parameters_and_moments_are_split_over_fsdp_and_never_gathered_whole():
+    """What a device holds falls with the number of devices, and no all-gather is as large as a layer's parameters."""
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    meshes = json.dumps([(1, 1, 1, 1), (1, 1, 8, 1)])
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILED, meshes], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    (alone, none, parameters), (split, gathered, _) = json.loads(done.stdout.splitlines()[-1]).values()
+    assert none == 0 and split < alone / 7
+    assert 0 < gathered < parameters / 4, "four layers: one at a time is at most a quarter"
+
+
 def test_a_mesh_that_the_devices_do_not_make_is_refused():
     count = jax.device_count()
     with pytest.raises(Refusal, match=f"asks for {2 * count} devices or a multiple, there are {count}"):
