@@ -43,6 +43,21 @@ def flash(
     return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation="cudnn")
 
 
+@jax.custom_vjp
+def add_bias(logits: Float[Array, "B N T S"], bias: Float[Array, "1 N T S"]) -> Float[Array, "B N T S"]:
+    """logits + bias, whose gradient is summed over the batch by a matrix product: XLA's own sum over a leading axis
+    makes a trained bias cost 24% of a step on two CPU cores, this 5% (128 wide, 4 layers, length 256, batch 16)."""
+    return logits + bias
+
+
+def _sum_over_batch(_: None, g: Float[Array, "B N T S"]) -> tuple[Float[Array, "B N T S"], Float[Array, "1 N T S"]]:
+    ones = jnp.ones((1, g.shape[0]), g.dtype)
+    return g, (ones @ g.reshape(g.shape[0], -1)).reshape(1, *g.shape[1:])
+
+
+add_bias.defvjp(lambda logits, bias: (logits + bias, None), _sum_over_batch)
+
+
 def blocked(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B S N H"],
@@ -67,7 +82,7 @@ def blocked(
         stop = min(start + size, length)
         logits = jnp.einsum("bnth,bnsh->bnts", q[:, :, start:stop], k[:, :, :stop], preferred_element_type=jnp.float32)
         if bias is not None:
-            logits = logits + bias[:, :, start:stop, :stop]
+            logits = add_bias(logits, bias[:, :, start:stop, :stop])
         ahead = jnp.arange(stop)[None, :] > jnp.arange(start, stop)[:, None]
         logits = jnp.where(ahead, HIDDEN, logits)
         weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
