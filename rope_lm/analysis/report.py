@@ -142,6 +142,7 @@ def _arm(sweep: Sweep, arm: Arm, treatment: str) -> dict[str, Any]:
             "bound": over.bound,
             "in_seconds": arm.seconds_speedup,
         },
+        "profile": [{key: getattr(s, key) for key in ("target", "mean", "low", "high", "bound")} for s in arm.profile],
         "tokens_per_second": run.tokens_per_second,
         "overhead": arm.overhead,
         "parameters": run.manifest["parameters"],
