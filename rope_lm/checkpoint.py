@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from rope_lm.journal import write_json
@@ -66,15 +65,12 @@ class Checkpoints:
         return None
 
     def save(self, step: int, tree: Any) -> None:
-        """Returns when the tree was copied; it is written, summed and sealed behind. A failure of the save before
+        """Returns when Orbax holds the tree; it is written, summed and sealed behind. A failure of the save before
         it is raised here."""
         self.wait()
         folder = self.directory / str(step)
         if folder.exists():
             return  # sealed already: a run that was stopped at this very step
-        # On the CPU Orbax may write from the very memory that the next step is given to overwrite.
-        if jax.default_backend() == "cpu":
-            tree = jax.tree.map(jnp.copy, tree)
         folder.mkdir()
         self.orbax.save(folder / "state", tree)
         self.sealing = threading.Thread(target=self._seal, args=(folder, _describe(tree)), daemon=True)

@@ -30,9 +30,10 @@ def packed(segment: Int[Array, "B T"]) -> Positions:
 def visible(q: Positions, k: Positions, causal: bool) -> Bool[Array, "B 1 T S"]:
     """Which keys each query may attend to: those of its own document and, if causal, not after it.
 
-    The only mask in the package. Causality is about positions, never about array offsets.
+    The only mask in the package. Causality is about positions, never about array offsets. Padding, whose segment is 0,
+    is a document that no other sees.
     """
-    same = (q.segment[:, :, None] == k.segment[:, None, :]) & (k.segment[:, None, :] > 0)
+    same = q.segment[:, :, None] == k.segment[:, None, :]
     if causal:
         same &= k.index[:, None, :] <= q.index[:, :, None]
     return same[:, None]

@@ -88,6 +88,8 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(config, tmp_path, at, m
     assert status["status"] == "stopped" and "SIGTERM" in status["why"] and 0 < status["step"] < 12
     monkeypatch.setattr(run.Loop, "_log", log)
     assert run.train(config, tmp_path / "parts", PROVENANCE)["status"] == "finished"
+    segments = json.loads((tmp_path / "parts" / "manifest.json").read_text())["segments"]
+    assert [each["step"] for each in segments] == [0, status["step"]], "it went on, and did not begin again"
     whole, parts = parameters(tmp_path / "whole", config)[1], parameters(tmp_path / "parts", config)[1]
     for a, b in zip(whole, parts, strict=True):
         np.testing.assert_array_equal(a, b)
