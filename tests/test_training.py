@@ -75,6 +75,13 @@ def test_shared_parameters_of_all_arms_start_bit_identical():
     assert np.abs(leaf[0] - leaf[1]).max() > 0.1, "two seeds start apart"
 
 
+def test_what_an_encoding_draws_is_its_own():
+    """The same stream would give the learned positions the very values of the token embeddings."""
+    params = program("learned", 1).init(np.array([0], np.uint32), np.ones(1, np.float32)).params
+    table, embedding = params["position"]["table"][0], params["embedding"][0]
+    assert abs(np.corrcoef(table[: len(embedding)].ravel(), embedding.ravel())[0, 1]) < 0.2
+
+
 def test_a_tiny_model_overfits_one_row():
     made = program("rotary", 1)
     state = made.init(np.array([0], np.uint32), np.array([1e-2], np.float32))
