@@ -17,6 +17,7 @@ fi
 locks=("$lock")
 [ "${1:-}" = dev ] && locks+=(requirements-dev.txt)
 
+{ : >>.venv.lock; } 2>/dev/null || fail "$PWD/.venv.lock cannot be written by $(id -un): clone into a folder of your own"
 # One set-up at a time; where there is no flock (macOS) two at once are not guarded against.
 if command -v flock >/dev/null; then exec 9>.venv.lock; flock 9; fi
 
@@ -38,7 +39,7 @@ for each in "${locks[@]}"; do
   [ "$(cat "$stamp" 2>/dev/null)" = "$sum" ] && continue
   echo "installing $each into .venv (a minute or two, once)" >&2
   # Wheels alone, so that nothing needs a compiler; promise, which TFDS wants, is plain Python and has none.
-  "$python" -m pip install --quiet --require-hashes --only-binary=:all: --no-binary=promise --requirement "$each" 9>&- ||
+  "$python" -m pip install --quiet --require-hashes --only-binary=:all: --no-binary=promise --use-pep517 --requirement "$each" 9>&- ||
     fail "pip could not install $each: see above; running this again goes on"
   echo "$sum" >"$stamp"
 done
