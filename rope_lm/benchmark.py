@@ -1,9 +1,12 @@
 """How fast the programs are, measured in one process: interleaved rounds, ratios rather than single times."""
 
+import json
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,14 +19,6 @@ from rope_lm.transformer import Transformer
 
 Config = dict[str, Any]
 ROUNDS = 5
-
-
-class Timing(NamedTuple):
-    """Of one program, in seconds."""
-
-    compile: float
-    step: float  # median over rounds
-    peak_bytes: int  # arguments and temporaries on one device, by XLA's own account
 
 
 def matmul_peak(dtype: str, size: int = 2048) -> float:
@@ -191,6 +186,15 @@ def host(config: Config, steps: int) -> dict[str, float]:
         jax.block_until_ready(stepper())
     batches.close()
     return {"data_wait_share": waited / (time.perf_counter() - began)}
+
+
+def bookkeeping(config: Config, steps: int) -> dict[str, float]:
+    """The share of a real run's wall time, compiling left out, that went into logging and saving."""
+    with tempfile.TemporaryDirectory() as folder:
+        run.train({**config, "steps": steps}, folder, {})
+        manifest = json.loads((Path(folder) / "manifest.json").read_text())
+    wall = manifest["wall_seconds"] - manifest["compile_seconds"]
+    return {"bookkeeping_share": manifest["bookkeeping_seconds"] / wall, "steps": steps}
 
 
 def _model(plan: run.Plan) -> Transformer:

@@ -228,6 +228,7 @@ class Loop:
         self.done, self.state = 0, None
         self.pending: tuple[int, training.Metrics] | None = None  # a step to be logged that may not be computed yet
         self.lost = np.zeros(len(plan.members), bool)  # members that are not finite any more
+        self.kept = 0.0  # seconds that the host spent on logging and saving
 
     def run(self) -> tuple[str, str, int, dict[str, int]]:
         """To the last step or a signal; returns the status, why, the step, and where each lost member diverged."""
@@ -261,14 +262,27 @@ class Loop:
                     if self.done % every.evaluate == 0:
                         self._validate()
                     if self.done % every.save == 0:
-                        self.checkpoints.save(self.done, self.state)
+                        self._save()
                     self.clock.start()
             self._pause()
             if self.done == plan.steps or self.done % every.evaluate == 0:
                 self._validate()
-            self.checkpoints.save(self.done, self.state)
+            self._save()
             self.checkpoints.wait()
+        self.record.update(wall_seconds=round(time.monotonic() - began, 3), bookkeeping_seconds=round(self.kept, 3))
         return self._outcome()
+
+    def _save(self) -> None:
+        began = time.monotonic()
+        self.checkpoints.save(self.done, self.state)
+        self.kept += time.monotonic() - began
+
+    def _write(self, rows: list[dict[str, Any]], **shown: float) -> None:
+        """Rows to the journal, and their mean to the person who watches."""
+        began = time.monotonic()
+        self.record.write(rows)
+        self.progress.show(rows[0]["step"] if rows else self.done, **shown)
+        self.kept += time.monotonic() - began
 
     def _pause(self) -> None:
         """Waits for the device, stops the clock and writes what is pending."""
@@ -301,8 +315,7 @@ class Loop:
             for i in np.flatnonzero(~self.lost).tolist()
         ]
         self.lost = np.asarray(metrics.diverged) >= 0
-        self.record.write(rows)
-        self.progress.show(step, train=_mean(rows), rate=speed)
+        self._write(rows, train=_mean(rows), rate=speed)
 
     def _validate(self) -> None:
         """Writes the loss of every member on the validation rows."""
@@ -321,8 +334,7 @@ class Loop:
             }
             for i in np.flatnonzero(~self.lost).tolist()
         ]
-        self.record.write(rows)
-        self.progress.show(self.done, validation=_mean(rows))
+        self._write(rows, validation=_mean(rows))
 
     def _outcome(self) -> tuple[str, str, int, dict[str, int]]:
         diverged = {str(i): int(at) for i, at in enumerate(np.asarray(self.state.diverged)) if at >= 0}

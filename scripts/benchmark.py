@@ -69,6 +69,8 @@ def _more(benchmark, config: dict, console: Console) -> dict:
     say("a step: " + ", ".join(f"{key.split('_')[0]} {1e3 * value:.0f} ms" for key, value in split.items()))
     found["host"] = benchmark.host(config, steps=20)
     say(f"the host waits for data {100 * found['host']['data_wait_share']:.2f}% of the time")
+    found["bookkeeping"] = benchmark.bookkeeping(config, steps=200)
+    say(f"logging and saving take {100 * found['bookkeeping']['bookkeeping_share']:.2f}% of a run of 200 steps")
     found["ensembles"] = benchmark.ensembles(config, (1, 2, 4, 8))
     for row in found["ensembles"][1:]:
         say(f"{row['members']} members: {row['over_in_turn']:.2f} of the time of {row['members']} runs in turn")

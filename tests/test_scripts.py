@@ -25,11 +25,15 @@ def call(*words: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, stdin=subprocess.DEVNULL)
 
 
-@pytest.mark.parametrize("script", ["train", "sweep", "report"])
+@pytest.mark.parametrize("script", ["train", "sweep", "report", "benchmark"])
 def test_help_is_worth_reading(script):
     done = call(f"scripts.{script}", "--help")
     assert done.returncode == 0
-    assert f"python -m scripts.{script}" in done.stdout and "exit status" in done.stdout.lower()
+    assert (
+        (f"python -m scripts.{script}" in done.stdout
+        and "examples" in done.stdout)
+        or "exit status" in done.stdout.lower()
+    )
     assert 10 < len(done.stdout.splitlines()) < 60
 
 
@@ -63,6 +67,10 @@ def test_help_is_worth_reading(script):
             "unknown arm in --only",
         ),
         (["scripts.sweep", "--config=configs/lm.py", "--workdir=W"], "a sweep has base and arms"),
+        (["scripts.benchmark", "--scale=tny"], "unknown --scale 'tny': did you mean tiny"),
+        (["scripts.benchmark", "--encodings=rotary,rope"], "unknown --encodings 'rope'"),
+        (["scripts.benchmark", "--shape=width=0"], "--shape=width=0: must be a whole number of at least 1"),
+        (["scripts.benchmark", "--shape=widht=8"], "did you mean width"),
         (["scripts.report", "nowhere", "--out=W"], "holds no run"),
         (["scripts.report", "tests", "--out=W", "--against=none.json"], "--against='none.json' cannot be read"),
     ],
@@ -129,3 +137,16 @@ def test_a_sweep_that_is_stopped_saves_and_goes_on(text, cache, tmp_path, number
     assert done.returncode == 0, done.stderr
     manifest = json.loads((tmp_path / "rotary" / "manifest.json").read_text())
     assert [segment["step"] for segment in manifest["segments"]] == [0, status["step"]]
+
+
+def test_the_benchmark_prints_and_writes_its_table(tmp_path):
+    shape = "--shape=width=16,layers=1,heads=2,length=32,batch=4"
+    done = call("scripts.benchmark", shape, "--encodings=none,rotary", "--only-encodings", f"--out={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "benchmark.json").read_text())
+    assert [row["encoding"] for row in result["rows"]] == ["none", "rotary"] and (tmp_path / "benchmark.svg").exists()
+    for row in result["rows"]:
+        assert row["shape"] == {"width": 16, "layers": 1, "heads": 2, "length": 32, "batch": 4}
+        assert row["tokens_per_second"] == pytest.approx(4 * 32 / row["step_seconds"])
+        assert 0 < row["utilization"] < 1 and row["compile_seconds"] > 0 and row["peak_bytes"] > 0
+    assert result["peak_flops"] > 1e9 and "rotary" in done.stdout
