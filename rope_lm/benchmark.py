@@ -1,7 +1,6 @@
 """How fast the programs are, measured in one process: interleaved rounds, ratios rather than single times."""
 
 import json
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from rope_lm import objective, run
@@ -18,7 +18,6 @@ from rope_lm.settings import bind
 from rope_lm.transformer import Transformer
 
 Config = dict[str, Any]
-ROUNDS = 5
 
 
 def matmul_peak(dtype: str, size: int = 2048) -> float:
@@ -57,19 +56,25 @@ class Stepper:
         return len(self.plan.members) * self.plan.data.batch * self.plan.data.length
 
 
-def interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict[str, float]:
-    """Median seconds of each call over rounds A B C A B C, so that a noisy machine hits all alike."""
+def rounds_of(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, np.ndarray]:
+    """Seconds [rounds] of each call over rounds A B C A B C, so that a noisy machine hits all alike; one warms up."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds + 1):
         for name, call in calls.items():
             times[name].append(_clock(call))
-    return {name: statistics.median(values[1:]) for name, values in times.items()}
+    return {name: np.array(values[1:]) for name, values in times.items()}
+
+
+def interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int = 7) -> dict[str, float]:
+    """Median seconds of each call, in turns."""
+    return {name: float(np.median(values)) for name, values in rounds_of(calls, rounds).items()}
 
 
 def encodings(configs: Mapping[str, Config], peak: float) -> list[dict[str, Any]]:
-    """A row for each config, by name; overhead is against the one named `none`."""
+    """A row for each config, by name; overhead is the median over rounds of its step's ratio to that of `none`."""
     steppers = {name: Stepper(run.plan(config)) for name, config in configs.items()}
-    seconds = interleaved(steppers)
+    times = rounds_of(steppers, rounds=25)
+    seconds = {name: float(np.median(values)) for name, values in times.items()}
     rows = []
     for name, stepper in steppers.items():
         speed = stepper.tokens / seconds[name]
@@ -84,7 +89,7 @@ def encodings(configs: Mapping[str, Config], peak: float) -> list[dict[str, Any]
                 "step_seconds": seconds[name],
                 "tokens_per_second": speed,
                 "utilization": speed * stepper.plan.flops_per_token / peak,
-                "overhead": seconds[name] / seconds["none"] - 1 if "none" in seconds else None,
+                "overhead": float(np.median(times[name] / times["none"])) - 1 if "none" in times else None,
                 "peak_bytes": stepper.peak_bytes,
                 "parameters": stepper.plan.parameters,
             }

@@ -30,10 +30,8 @@ def test_help_is_worth_reading(script):
     done = call(f"scripts.{script}", "--help")
     assert done.returncode == 0
     assert (
-        (f"python -m scripts.{script}" in done.stdout
-        and "examples" in done.stdout)
-        or "exit status" in done.stdout.lower()
-    )
+        f"python -m scripts.{script}" in done.stdout and "examples" in done.stdout
+    ) or "exit status" in done.stdout.lower()
     assert 10 < len(done.stdout.splitlines()) < 60
 
 
