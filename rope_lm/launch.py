@@ -13,6 +13,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from rope_lm.journal import write_json
 from rope_lm.refusal import Refusal, unknown
 
 Config = dict[str, Any]
@@ -103,10 +104,20 @@ def _train(root: Path, name: str) -> int:
     # A signal is the run's to answer: it saves and exits, and this process waits for it.
     old = {each: signal.signal(each, lambda number, _: child.send_signal(number)) for each in SIGNALS}
     try:
-        return child.wait()
+        code = child.wait()
+        if code < 0:
+            _note_killed(root / name / "status.json", signal.Signals(-code).name)
+        return code
     finally:
         for each, handler in old.items():
             signal.signal(each, handler)
+
+
+def _note_killed(path: Path, name: str) -> None:
+    """A run that was killed could not say so itself."""
+    if path.exists():
+        why = f"killed by {name}: where it was not you, by a lack of memory; lower data.batch, data.length or seeds"
+        write_json(path, {**json.loads(path.read_text()), "status": "failed", "why": why})
 
 
 def _status(root: Path, name: str) -> dict[str, Any]:
