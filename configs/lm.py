@@ -37,13 +37,11 @@ def get_config(text: str = "") -> ConfigDict:
             "cache": "~/.cache/rope_lm",
         }
     )
-    width = scale["model"]["width"]
     config.model = ConfigDict(
         {
-            "width": width,
+            "width": scale["model"]["width"],
             "heads": scale["model"]["heads"],
             "layers": scale["model"]["layers"],
-            "hidden": 4 * width,
             "position": position(chosen["position"], config.data),
             "tied": False,
             "embedding_scale": 1.0,  # standard deviation of the token embeddings at the start, in every arm
@@ -52,6 +50,7 @@ def get_config(text: str = "") -> ConfigDict:
             "kernel": "auto",  # of attention: auto, xla, blocked (CPU), cudnn (NVIDIA, bfloat16, no bias)
         }
     )
+    config.model.hidden = config.model.get_ref("width") * 4  # follows the width, unless it is set itself
     config.optimizer = ConfigDict(
         {
             "rate": (3e-3,),  # peak; several make an ensemble

@@ -95,7 +95,6 @@ def _config(name: str, scale: str, shape: dict[str, int]) -> dict:
     config = lm.get_config(f"position={name},scale={scale}")
     for key, value in shape.items():
         (config.data if key in ("length", "batch") else config.model)[key] = value
-    config.model.hidden = 4 * config.model.width
     config.data.validation = 8
     return entry.plain(config)
 

@@ -42,6 +42,14 @@ def test_the_limit_of_learned_positions_follows_the_length():
     assert launch.expand(entry.plain(sweep), None)["learned"]["model"]["position"]["limit"] == 48
 
 
+def test_the_hidden_width_follows_the_width_unless_it_is_set():
+    config = lm.get_config("scale=tiny")
+    config.model.width = 96
+    assert entry.plain(config)["model"]["hidden"] == 384
+    config.model.hidden = 100
+    assert entry.plain(config)["model"]["hidden"] == 100
+
+
 @pytest.mark.parametrize(
     "text, words",
     [
