@@ -15,11 +15,10 @@ from rope_lm.refusal import Refusal
 def start(main: Callable[[], int], usage: str) -> None:
     """Parses the command line, runs `main` and exits with its status; a Refusal is one line and status 2."""
     if any(each in ("-h", "-help", "--help") for each in sys.argv[1:]):
-        module = sys.modules["__main__"]
         print(usage.strip(), "\n\nFlags:")
         for flag in flags.FLAGS.flags_by_module_dict()[sys.argv[0]]:
             print(f"  --{flag.name:<10} {flag.help}")
-        sys.exit(0 if module else 1)
+        sys.exit(0)
     try:
         rest = flags.FLAGS(sys.argv)[1:]
         if rest:
