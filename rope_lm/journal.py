@@ -11,11 +11,15 @@ import platform
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tensorboardX import SummaryWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import RecordWriter
+from tensorboardX.summary import scalar
 
 from rope_lm.refusal import Refusal
 
@@ -32,13 +36,14 @@ PACKAGES = (
 )
 # What may change when a run goes on: none of it changes what a step computes, but for `steps`, which is the point.
 MAY_CHANGE = ("steps", "every.log", "every.save", "mesh", "data.cache")
+UNSHOWN = ("step", "member", "split", "tokens", "seconds")  # what TensorBoard gets no curve of
 FACTS = ("host", "python", "versions", "device", "commit", "diff")  # of a segment; a change of one is told
 
 
 def provenance(argv: Sequence[str], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """What the manifest says of the command, the code and the machine."""
     return {
-        "commit": _git("rev-parse", "HEAD").strip(),
+        "commit": _git("rev-parse", "HEAD").decode().strip(),
         "diff": _digest(_git("diff", "HEAD")),
         "argv": list(argv),
         "overrides": {key: _plain(value) for key, value in overrides.items()},
@@ -50,23 +55,54 @@ def provenance(argv: Sequence[str], overrides: Mapping[str, Any]) -> dict[str, A
     }
 
 
-def _git(*arguments: str) -> str:
+def _git(*arguments: str) -> bytes:
     """What git says of this checkout; nothing where it is none, or git is not there."""
     root = Path(__file__).parents[1]
     if not (root / ".git").exists():
-        return ""
+        return b""
     try:
-        return subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True, check=True).stdout
+        return subprocess.run(["git", "-C", root, *arguments], capture_output=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
-        return ""
+        return b""
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest() if text else ""
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest() if content else ""
 
 
 def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value, default=str))
+
+
+class Board:
+    """One TensorBoard event file; what it hides of the files before it begins at step `purge`.
+
+    Written by the thread that calls: tensorboardX's own writer has a thread and a queue of ten, and on a full disk the
+    thread ends and the caller waits for ever. Raises OSError when an event does not fit on the disk.
+    """
+
+    def __init__(self, folder: Path, segment: int, purge: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        # TensorBoard reads files by name: a later segment comes later, also where the clock was moved back.
+        stamps = [int(time.time()), *(int(each.name.split(".")[3]) for each in folder.glob("events.out.tfevents.*.*"))]
+        name = f"events.out.tfevents.{max(stamps):010d}.{segment:04d}.{socket.gethostname()}"
+        self.file = RecordWriter(str(folder / name))
+        for fields in ({"file_version": "brain.Event:2"}, {"session_log": SessionLog(status=SessionLog.START)}):
+            self._event(step=purge, **fields)
+        self.file.flush()
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds a point to each of the curves."""
+        for tag, value in values.items():
+            self._event(step=step, summary=scalar(tag, value))
+        self.file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self.file.close()
+
+    def _event(self, **fields: Any) -> None:
+        self.file.write(Event(wall_time=time.time(), **fields).SerializeToString())
 
 
 class Journal:
@@ -74,7 +110,7 @@ class Journal:
 
     def __init__(self, workdir: Path, config: dict, manifest: dict, lock: Any):
         self.workdir, self.config, self.manifest, self.lock = workdir, config, manifest, lock
-        self.boards: list[SummaryWriter] = []
+        self.boards: list[Board] = []
         self.seconds = 0.0  # of training, up to the step that the run began or went on from
 
     @classmethod
@@ -103,7 +139,8 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         for board in self.boards:
-            board.close()
+            with suppress(OSError):  # what a full disk did not take was raised when it was written
+                board.close()
         self.lock.close()  # lets go of it
 
     @property
@@ -116,35 +153,38 @@ class Journal:
         before = read_json(self.workdir / "manifest.json") or {}
         segment = {"step": step, "time": _now(), "pid": os.getpid(), "argv": self.manifest.get("argv", [])}
         segment |= {key: self.manifest.get(key) for key in FACTS}
+        config = read_json(self.workdir / "config.json") or self.config
+        segment["changed"] = {key: [was, now] for key, was, now in differences(config, self.config)}
         segments = before.get("segments", [])
         if segments:
             for key in FACTS:
                 if segments[-1].get(key) != segment[key]:
                     was, now = segments[-1].get(key), segment[key]
                     print(f"{self.workdir.name}: goes on with another {key}: {was} -> {now}", file=sys.stderr)
+        if (stood := (self.status or {"step": 0})["step"]) > step:
+            print(f"{self.workdir.name}: stood at step {stood}, goes on from step {step}", file=sys.stderr)
         # A field that only a later moment knows (compile_seconds) is kept from the segment before.
         self.manifest = {**before, **self.manifest, "segments": [*segments, segment]}
-        write_json(self.workdir / "config.json", self.config)
+        # The config last: a kill between the two must not lose what `changed` says.
         write_json(self.workdir / "manifest.json", self.manifest)
+        write_json(self.workdir / "config.json", self.config)
         self._status("running", "", step, {})
         path = self.workdir / "metrics.jsonl"
         _cut_torn_line(path)
         rows = [row for row in read_rows(path) if row["step"] <= step]
         self.seconds = max((row["seconds"] or 0 for row in rows), default=0.0)
-        # A file of its own for each segment: within one second two writers would choose the same name.
-        marks = {"purge_step": step + 1, "filename_suffix": f".{len(segments)}"}
         folders = [self.workdir / "tensorboard" / f"member_{each['member']}" for each in self.manifest["members"]]
-        self.boards = [SummaryWriter(str(folder), **marks) for folder in folders]
+        self.boards = [Board(folder, len(segments), step + 1) for folder in folders]
 
     def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Appends rows to metrics.jsonl and to TensorBoard. Raises OSError when they do not fit on the disk."""
         rows = [{key: _finite(value) for key, value in row.items()} for row in rows]
         append(self.workdir / "metrics.jsonl", "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
         for row in rows:
-            board = self.boards[row["member"]]
-            for key, value in row.items():
-                if key not in ("step", "member", "split", "tokens", "seconds") and value is not None:
-                    board.add_scalar(f"{row['split']}/{key}", value, row["step"])
+            shown = {key: value for key, value in row.items() if key not in UNSHOWN and value is not None}
+            self.boards[row["member"]].write(
+                row["step"], {f"{row['split']}/{key}": value for key, value in shown.items()}
+            )
 
     def update(self, **fields: Any) -> None:
         """Adds to the manifest what is known only now."""
@@ -205,11 +245,23 @@ def append(path: Path, text: str) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; none where there is no file."""
+    """The rows of a metrics.jsonl; none where there is no file. Raises Refusal for a line that is no row."""
     if not path.exists():
         return []
-    with open(path, encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return [_row(path, number, line) for number, line in enumerate(file, 1)]
+
+
+def _row(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+        if {"step", "seconds", "member", "split"} <= row.keys():
+            return row
+    except (ValueError, AttributeError):
+        pass
+    raise Refusal(
+        f"{path} line {number} is damaged ({line.strip()[:40]!r}): delete that line, or use another --workdir"
+    )
 
 
 def read_json(path: Path) -> Any:

@@ -56,6 +56,25 @@ def test_tensorboard_reads_every_member(tmp_path):
     assert [(each.step, each.value) for each in events.Scalars("train/nats")] == [(1, 1.5), (2, 1.5)]
 
 
+def test_the_curves_of_a_segment_come_after_those_before_it_though_the_clock_was_moved_back(tmp_path, monkeypatch):
+    ran(tmp_path)
+    real = journal.time.time
+    monkeypatch.setattr(journal.time, "time", lambda: real() - 86_400)
+    with Journal.open(tmp_path, CONFIG, MANIFEST) as record:
+        record.begin(1)
+        record.write([row(2, nats=0.5)])
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "member_0")).Reload()
+    assert [(each.step, each.value) for each in events.Scalars("train/nats")] == [(1, 1.5), (2, 0.5)]
+
+
+def test_a_line_that_is_no_row_is_named(tmp_path):
+    ran(tmp_path)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('not a row\n{"step": 3}\n')
+    with pytest.raises(Refusal, match=r"metrics.jsonl line 4 is damaged \('not a row'\): delete that line"):
+        journal.read_rows(tmp_path / "metrics.jsonl")
+
+
 def test_going_on_appends_a_segment_and_goes_on_counting_seconds(tmp_path, capfd):
     ran(tmp_path)
     changed = MANIFEST | {"versions": {**MANIFEST["versions"], "jax": "0.0.1"}}
@@ -137,17 +156,18 @@ def test_a_torn_last_line_is_no_row(tmp_path):
 
 def test_a_full_disk_is_an_error_and_leaves_no_torn_line(tmp_path):
     """A real limit on the file's size, in a process of its own."""
+    line = json.dumps(row(1)) + "\n"
     code = (
         "import resource, signal, sys; sys.path.insert(0, '.');"
         "from pathlib import Path; from rope_lm.journal import append;"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000));"
         f"path = Path({str(tmp_path / 'metrics.jsonl')!r})\n"
-        "while True: append(path, '{\"a\": \"' + 'x' * 93 + '\"}\\n')"
+        f"while True: append(path, {line!r})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert done.returncode != 0 and "OSError" in done.stderr
-    assert len(journal.read_rows(tmp_path / "metrics.jsonl")) == 1000 // 103, "a line was torn"
+    assert len(journal.read_rows(tmp_path / "metrics.jsonl")) == 1000 // len(line), "a line was torn"
 
 
 def test_a_damaged_file_is_named(tmp_path):
