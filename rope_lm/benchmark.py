@@ -39,7 +39,9 @@ class Stepper:
     def __init__(self, plan: run.Plan):
         self.plan, self.program = plan, plan.program
         self.state = run.initial(plan)
-        self.rows = jax.device_put(next(plan.data.batches([m.seed for m in plan.members], 0, 1)), self.program.rows)
+        self.rows = jax.device_put(
+            next(plan.data.batches([m.seed for m in plan.members], 0, 1)).rows, self.program.rows
+        )
         began = time.perf_counter()
         self.step = self.program.step.lower(self.state, self.rows).compile()
         self.compile = time.perf_counter() - began
@@ -185,7 +187,7 @@ def host(config: Config, steps: int) -> dict[str, float]:
     waited, began = 0.0, time.perf_counter()
     for _ in range(steps):
         asked = time.perf_counter()
-        rows = next(batches)
+        rows = next(batches).rows
         waited += time.perf_counter() - asked
         stepper.rows = jax.device_put(rows, stepper.program.rows)
         jax.block_until_ready(stepper())

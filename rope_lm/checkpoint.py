@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import os
+import re
 import shutil
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
@@ -14,7 +16,16 @@ import orbax.checkpoint as ocp
 from rope_lm.journal import write_json
 from rope_lm.refusal import Refusal
 
-SUMS = "sha256.json"  # written last: a checkpoint without it was never finished
+SUMS = "sha256.json"  # of every other file; written last: a checkpoint without it was never finished
+ABOUT = "about.json"  # shapes and dtypes of the tree, and the note
+
+
+class Saved(NamedTuple):
+    """What a checkpoint holds."""
+
+    step: int
+    tree: Any
+    note: Any  # as it was given to `save`
 
 
 class Checkpoints:
@@ -42,8 +53,8 @@ class Checkpoints:
             self.sealing.join()
         self.orbax.close()
 
-    def restore(self, abstract: Any) -> tuple[int, Any] | None:
-        """The newest whole checkpoint, as (step, tree) with the shapes, dtypes and shardings of `abstract`.
+    def restore(self, abstract: Any) -> Saved | None:
+        """The newest whole checkpoint, with the shapes, dtypes and shardings of `abstract`.
 
         None where there are none at all. One that is not whole is named, moved to `bad/` and the one before it is
         used. Raises Refusal when none is whole, and when the tree is another one than `abstract`.
@@ -53,27 +64,30 @@ class Checkpoints:
         for folder in folders:
             fault = damage(folder)
             if fault is None:
-                self._check_tree(folder, abstract)
-                return int(folder.name), self.orbax.restore(folder / "state", abstract)
+                about = json.loads((folder / ABOUT).read_text())
+                _check_tree(folder, about["tree"], _describe(abstract))
+                return Saved(int(folder.name), self.orbax.restore(folder / "state", abstract), about["note"])
             faults.append(f"step {folder.name}: {fault}")
             print(f"checkpoint {faults[-1]}; moved to {self._set_aside(folder)}", file=sys.stderr)
-        if faults:
+        bad = faults or [f"bad/{each.name}" for each in sorted((self.directory / "bad").glob("*"))]
+        if bad:  # also when they were set aside before: training from the start is for a person to decide
             raise Refusal(
-                f"no checkpoint in {self.directory} is whole ({'; '.join(faults)}): delete the run's folder to train "
+                f"no checkpoint in {self.directory} is whole ({'; '.join(bad)}): delete the run's folder to train "
                 "from the start, or bring a whole checkpoint back"
             )
         return None
 
-    def save(self, step: int, tree: Any) -> None:
-        """Returns when Orbax holds the tree; it is written, summed and sealed behind. A failure of the save before
-        it is raised here."""
+    def save(self, step: int, tree: Any, note: Any = None) -> None:
+        """Returns when Orbax holds the tree; it is written, summed and sealed behind, with a note that is JSON. A
+        failure of the save before it is raised here."""
         self.wait()
         folder = self.directory / str(step)
         if folder.exists():
             return  # sealed already: a run that was stopped at this very step
         folder.mkdir()
+        write_json(folder / ABOUT, {"tree": _describe(tree), "note": note})
         self.orbax.save(folder / "state", tree)
-        self.sealing = threading.Thread(target=self._seal, args=(folder, _describe(tree)), daemon=True)
+        self.sealing = threading.Thread(target=self._seal, args=(folder,), daemon=True)
         self.sealing.start()
 
     def wait(self) -> None:
@@ -85,14 +99,14 @@ class Checkpoints:
             failure, self.failure = self.failure, None
             raise failure
 
-    def _seal(self, folder: Path, tree: dict[str, str]) -> None:
+    def _seal(self, folder: Path) -> None:
         try:
             self.orbax.wait_until_finished()  # the only place where Orbax tells of a full disk
-            write_json(folder / SUMS, {"tree": tree, "files": _sums(folder)})
+            write_json(folder / SUMS, _sums(folder))
             for old in self._folders()[self.keep :]:
                 shutil.rmtree(old)
         except BaseException as error:
-            self.failure = error
+            self.failure = _of_the_system(error, folder)
             shutil.rmtree(folder, ignore_errors=True)
 
     def _folders(self) -> list[Path]:
@@ -106,26 +120,32 @@ class Checkpoints:
         number = sum(each.name.startswith(folder.name) for each in bad.iterdir())
         return folder.rename(bad / f"{folder.name}.{number}")
 
-    def _check_tree(self, folder: Path, abstract: Any) -> None:
-        stored, wanted = json.loads((folder / SUMS).read_text())["tree"], _describe(abstract)
-        for path in sorted(stored.keys() | wanted.keys()):
-            if stored.get(path) != wanted.get(path):
-                raise Refusal(
-                    f"checkpoint {folder} holds {path} as {stored.get(path, 'nothing')}, this program has "
-                    f"{wanted.get(path, 'nothing')}: it is of another model; use another workdir"
-                )
+
+def _check_tree(folder: Path, stored: dict[str, str], wanted: dict[str, str]) -> None:
+    for path in sorted(stored.keys() | wanted.keys()):
+        if stored.get(path) != wanted.get(path):
+            raise Refusal(
+                f"checkpoint {folder} holds {path} as {stored.get(path, 'nothing')}, this program has "
+                f"{wanted.get(path, 'nothing')}: it is of another model; use another workdir"
+            )
+
+
+def _of_the_system(error: BaseException, folder: Path) -> BaseException:
+    """As an OSError what the operating system refused: Orbax tells of it in words only."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return OSError(int(code[1]), os.strerror(int(code[1])), str(folder)) if code else error
 
 
 def damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint's files, or None where each is what it was when it was written."""
     try:
-        known = json.loads((folder / SUMS).read_text())["files"]
-    except (OSError, ValueError, KeyError, TypeError):
+        known = dict(json.loads((folder / SUMS).read_text()))
+    except (OSError, ValueError, TypeError):
         return f"{SUMS} is missing or torn"
-    for name, digest in known.items():
+    for name in sorted({ABOUT, *known}):
         if not (folder / name).is_file():
             return f"{name} is missing"
-        if _sha256(folder / name) != digest:
+        if _sha256(folder / name) != known.get(name):
             return f"{name} is not as it was written"
     return None
 

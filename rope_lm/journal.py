@@ -37,7 +37,15 @@ PACKAGES = (
 # What may change when a run goes on: none of it changes what a step computes, but for `steps`, which is the point.
 MAY_CHANGE = ("steps", "every.log", "every.save", "mesh", "data.cache")
 UNSHOWN = ("step", "member", "split", "tokens", "seconds")  # what TensorBoard gets no curve of
-FACTS = ("host", "python", "versions", "device", "commit", "diff")  # of a segment; a change of one is told
+FACTS = (
+    "host",
+    "python",
+    "versions",
+    "device",
+    "deterministic",
+    "commit",
+    "diff",
+)  # of a segment; a change of one is told
 
 
 def provenance(argv: Sequence[str], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,6 +150,11 @@ class Journal:
             with suppress(OSError):  # what a full disk did not take was raised when it was written
                 board.close()
         self.lock.close()  # lets go of it
+
+    @property
+    def begun(self) -> bool:
+        """Whether `begin` was called, and so whether the status is this process's."""
+        return bool(self.boards)
 
     @property
     def status(self) -> dict[str, Any] | None:
@@ -277,12 +290,16 @@ def read_json(path: Path) -> Any:
 def write_json(path: Path, value: Any) -> None:
     """Writes the whole file or none of it, and returns when it is on disk."""
     partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with open(partial, "w", encoding="utf-8") as file:
+            json.dump(value, file, indent=2, allow_nan=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def _cut_torn_line(path: Path) -> None:
@@ -291,16 +308,28 @@ def _cut_torn_line(path: Path) -> None:
         os.truncate(path, content.rfind(b"\n") + 1)
 
 
-def _take(lock: Any, workdir: Path) -> None:
-    """Locks the workdir. The operating system lets go of the lock when its holder ends, however it ends."""
+def holder(workdir: Path) -> str | None:
+    """Which process trains in `workdir` now; None where none does."""
+    try:
+        with open(workdir / ".lock", encoding="utf-8") as lock:
+            return _holder(lock)
+    except FileNotFoundError:
+        return None
+
+
+def _holder(lock: Any) -> str | None:
+    """Locks the file, or says who holds it. The operating system lets go of a lock when its holder ends, however."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except OSError:
         lock.seek(0)
-        holder = lock.read().strip() or "another process"
-        raise Refusal(
-            f"workdir {str(workdir)!r} is in use by {holder}: wait for it, or use another --workdir"
-        ) from error
+        return lock.read().strip() or "another process"
+    return None
+
+
+def _take(lock: Any, workdir: Path) -> None:
+    if by := _holder(lock):
+        raise Refusal(f"workdir {str(workdir)!r} is in use by {by}: wait for it, or use another --workdir")
     lock.seek(0)
     lock.truncate()
     lock.write(f"process {os.getpid()} on {socket.gethostname()}")

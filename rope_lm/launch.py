@@ -13,12 +13,13 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from rope_lm.journal import write_json
+from rope_lm import journal
 from rope_lm.refusal import Refusal, unknown
 
 Config = dict[str, Any]
-STOPPED = 75  # exit status of a run that was asked to stop
+STOPPED, MISTAKE = 75, 2  # exit statuses of a run that was asked to stop, and of one that was refused
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+ATTEMPTS = 3  # at an arm that is killed: what took its memory may be gone, and each goes on from the last checkpoint
 
 
 def expand(sweep: Mapping[str, Any], only: Sequence[str] | None) -> dict[str, Config]:
@@ -73,8 +74,9 @@ def show_plan(arms: Mapping[str, Config]) -> None:
     )
 
 
-def sweep(arms: Mapping[str, Config], workdir: str | Path) -> int:
-    """Trains every arm in workdir/ARM and lists how each ended. Returns an exit status."""
+def sweep(arms: Mapping[str, Config], workdir: str | Path, flags: Sequence[str] = ()) -> int:
+    """Trains every arm in workdir/ARM, with these flags of scripts.train, and lists how each ended. Returns an exit
+    status."""
     root = Path(workdir).resolve()
     try:
         (root / "plan").mkdir(parents=True, exist_ok=True)
@@ -85,21 +87,36 @@ def sweep(arms: Mapping[str, Config], workdir: str | Path) -> int:
     except OSError as error:
         raise Refusal(f"workdir {str(root)!r} cannot be written ({error.strerror}): choose another") from error
     console = Console(stderr=True)
-    began, stopped = time.monotonic(), False
+    began, codes = time.monotonic(), dict.fromkeys(arms, STOPPED)
     for number, name in enumerate(arms):
         left = (time.monotonic() - began) / number * (len(arms) - number) if number else 0
         about = f", about {left / 60:.0f} min left" if number else ""
         console.print(f"[bold]\\[{number + 1}/{len(arms)}] {name}[/bold]{about}", highlight=False)
-        if _train(root, name) == STOPPED:
-            stopped = True
+        _wait(root / name, console)
+        for _ in range(ATTEMPTS):
+            codes[name] = _train(root, name, flags)
+            if codes[name] != -signal.SIGKILL:
+                break
+            console.print(f"{name}: killed", highlight=False)
+        if codes[name] == STOPPED:
             break
-    return _list(root, arms, console, stopped)
+    return _list(root, codes, console)
 
 
-def _train(root: Path, name: str) -> int:
+def _wait(workdir: Path, console: Console) -> None:
+    """Until no process trains in the folder: that of a sweep that was itself killed goes on by itself."""
+    by = None
+    while now := journal.holder(workdir):
+        if now != by:
+            by = now
+            console.print(f"{workdir.name}: waiting for {by}, which trains it already", highlight=False)
+        time.sleep(0.5)
+
+
+def _train(root: Path, name: str, flags: Sequence[str]) -> int:
     """One arm, in its own process: what kills it, or fills its memory, leaves the sweep alive."""
     config = root / "plan" / f"{name}.json"
-    command = [sys.executable, "-m", "scripts.train", f"--workdir={root / name}"]
+    command = [sys.executable, "-m", "scripts.train", f"--workdir={root / name}", *flags]
     child = subprocess.Popen([*command, f"--config=configs/resolved.py:{config}"], cwd=Path(__file__).parents[1])
     # A signal is the run's to answer: it saves and exits, and this process waits for it.
     old = {each: signal.signal(each, lambda number, _: child.send_signal(number)) for each in SIGNALS}
@@ -117,23 +134,26 @@ def _note_killed(path: Path, name: str) -> None:
     """A run that was killed could not say so itself."""
     if path.exists():
         why = f"killed by {name}: where it was not you, by a lack of memory; lower data.batch, data.length or seeds"
-        write_json(path, {**json.loads(path.read_text()), "status": "failed", "why": why})
+        journal.write_json(path, {**json.loads(path.read_text()), "status": "failed", "why": why})
 
 
-def _status(root: Path, name: str) -> dict[str, Any]:
+def _status(root: Path, name: str, code: int) -> dict[str, Any]:
     try:
-        return json.loads((root / name / "status.json").read_text())
+        status = json.loads((root / name / "status.json").read_text())
     except (OSError, ValueError):
-        return {"status": "not run", "why": "", "step": 0}
+        status = {"status": "not run", "why": "", "step": 0}
+    if code == MISTAKE:  # it did not begin: its status is that of an earlier run
+        return {**status, "status": "refused", "why": "see above"}
+    return status
 
 
-def _list(root: Path, arms: Mapping[str, Config], console: Console, stopped: bool) -> int:
+def _list(root: Path, codes: Mapping[str, int], console: Console) -> int:
     table = Table("arm", "status", "step", "why")
-    states = {name: _status(root, name) for name in arms}
-    for name, status in states.items():
+    for name, code in codes.items():
+        status = _status(root, name, code)
         table.add_row(name, status["status"], str(status["step"]), status["why"])
     console.print(table)
-    if stopped:
+    if STOPPED in codes.values():
         console.print("stopped: run the same command again to go on")
         return STOPPED
-    return 0 if all(status["status"] == "finished" for status in states.values()) else 1
+    return 1 if any(codes.values()) else 0

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -17,12 +18,13 @@ from jax.sharding import Mesh
 
 from rope_lm import attention, data, positional, sharding, training, transformer
 from rope_lm.checkpoint import Checkpoints
-from rope_lm.data import Data
+from rope_lm.data import Data, batches
 from rope_lm.journal import Journal
 from rope_lm.progress import TrainingProgress
 from rope_lm.refusal import Refusal, unknown
 from rope_lm.settings import bind
 
+ENDED = ("finished", "stopped", "diverged")  # statuses of a run whose last step is saved
 TOP = ("steps", "seeds")
 SECTIONS = ("data", "model", "optimizer", "every", "mesh")
 
@@ -133,9 +135,15 @@ def _check_memory(plan: Plan) -> None:
     if has and needs > has:
         raise Refusal(
             f"a step needs about {needs / 1e9:.1f} GB on each of {plan.mesh.size} devices of {has / 1e9:.1f} GB: "
-            f"lower data.batch ({plan.data.batch}) or data.length ({plan.data.length}), raise optimizer.accumulate, "
-            f"train fewer than {len(plan.members)} members at once, or shard over more devices with mesh.fsdp"
+            + _what_to_lower(plan)
         )
+
+
+def _what_to_lower(plan: Plan) -> str:
+    return (
+        f"lower data.batch ({plan.data.batch}) or data.length ({plan.data.length}), raise optimizer.accumulate, "
+        f"train fewer than {len(plan.members)} members at once, or shard over more devices with mesh.fsdp"
+    )
 
 
 def capacity(device: jax.Device) -> int:
@@ -155,7 +163,7 @@ def _top(steps: int, seeds: tuple[int, ...]) -> None:
         raise Refusal(f"seeds={tuple(seeds)}: each may stand there once; equal seeds are the same run twice")
 
 
-def manifest(plan: Plan, provenance: Mapping[str, Any]) -> dict[str, Any]:
+def manifest(plan: Plan, provenance: Mapping[str, Any], deterministic: bool) -> dict[str, Any]:
     """What the run directory says of a run besides its config."""
     devices = plan.mesh.devices.flatten()
     return {
@@ -177,18 +185,32 @@ def manifest(plan: Plan, provenance: Mapping[str, Any]) -> dict[str, Any]:
         "flops_per_token": plan.flops_per_token,
         "kernel": plan.kernel,
         "precision": plan.config["model"]["dtype"],
+        "deterministic": compiler_options(devices[0].platform, deterministic),
     }
 
 
-def train(config: Mapping[str, Any], workdir: str | Path, provenance: Mapping[str, Any]) -> dict[str, Any]:
+def compiler_options(platform: str, deterministic: bool) -> dict[str, bool] | None:
+    """What XLA is told so that the same program gives the same bits; None where it is told nothing.
+
+    On a GPU sums otherwise come in the order in which threads finish. A CPU or a TPU needs no telling: an empty dict.
+    """
+    if not deterministic:
+        return None
+    return {"xla_gpu_deterministic_ops": True} if platform == "gpu" else {}
+
+
+def train(
+    config: Mapping[str, Any], workdir: str | Path, provenance: Mapping[str, Any], deterministic: bool = False
+) -> dict[str, Any]:
     """Trains until config["steps"], going on from the last checkpoint in `workdir`; returns the run's status.
 
-    A finished run is not run again. Raises Refusal for a mistake, before anything compiles.
+    A finished run is not run again. Raises Refusal for a mistake, before anything compiles; MemoryError, with what to
+    lower, where a device has too little of it; OSError for a full disk.
     """
     planned = plan(config)
-    with Journal.open(workdir, config, manifest(planned, provenance)) as record:
+    with Journal.open(workdir, config, manifest(planned, provenance, deterministic)) as record:
         status = record.status
-        if status and status["status"] in ("finished", "diverged") and status["step"] >= planned.steps:
+        if status and (status["status"] == "diverged" or _is_done(status, planned.steps)):
             return status
         step = 0
         try:
@@ -196,12 +218,21 @@ def train(config: Mapping[str, Any], workdir: str | Path, provenance: Mapping[st
                 loop = Loop(planned, record, checkpoints, stop)
                 try:
                     outcome = loop.run()
+                except jax.errors.JaxRuntimeError as error:
+                    if not re.search("RESOURCE_EXHAUSTED|out of memory", str(error), re.IGNORECASE):
+                        raise
+                    raise MemoryError(f"a device is out of memory: {_what_to_lower(planned)}") from error
                 finally:
                     step = loop.done
         except BaseException as error:
-            record.finish("failed", f"{type(error).__name__}: {error}", step, {})
+            if record.begun or record.status is None:  # what an earlier process said stays, if nothing was begun
+                record.finish("failed", f"{type(error).__name__}: {error}", step, {})
             raise
         return record.finish(*outcome)
+
+
+def _is_done(status: Mapping[str, Any], steps: int) -> bool:
+    return status["status"] == "finished" and status["step"] >= steps
 
 
 class Clock:
@@ -226,6 +257,7 @@ class Loop:
     def __init__(self, plan: Plan, record: Journal, checkpoints: Checkpoints, stop: list[int]):
         self.plan, self.record, self.checkpoints, self.stop = plan, record, checkpoints, stop
         self.done, self.state = 0, None
+        self.consumed = [""] * len(plan.members)  # data.batches.chain of all batches up to `done`
         self.pending: tuple[int, training.Metrics] | None = None  # a step to be logged that may not be computed yet
         self.lost = np.zeros(len(plan.members), bool)  # members that are not finite any more
         self.kept = 0.0  # seconds that the host spent on logging and saving
@@ -233,25 +265,35 @@ class Loop:
     def run(self) -> tuple[str, str, int, dict[str, int]]:
         """To the last step or a signal; returns the status, why, the step, and where each lost member diverged."""
         plan, every = self.plan, self.plan.every
-        self.done, self.state = self.checkpoints.restore(plan.program.abstract) or (0, initial(plan))
+        if saved := self.checkpoints.restore(plan.program.abstract):
+            self.done, self.state, self.consumed = saved
+        elif (said := self.record.status) and said["status"] in ENDED and said["step"]:
+            raise Refusal(
+                f"the run {said['status']} at step {said['step']} and its checkpoints are gone: bring them back into "
+                f"{self.checkpoints.directory}, or delete the run's folder to train from the start"
+            )
+        else:
+            self.state = initial(plan)
         self.lost = np.asarray(self.state.diverged) >= 0
         self.record.begin(self.done)
         self.clock = Clock(self.record.seconds)
         self.logged = self.done, self.record.seconds
         began = time.monotonic()
         self.rows = jnp.asarray(plan.data.validation)
-        step = plan.program.step.lower(self.state, _rows(plan)).compile()
-        self.evaluate = plan.program.evaluate.lower(self.state.params, self.rows).compile()
+        options = self.record.manifest["deterministic"]
+        step = plan.program.step.lower(self.state, _rows(plan)).compile(options)
+        self.evaluate = plan.program.evaluate.lower(self.state.params, self.rows).compile(options)
         self.record.update(compile_seconds=round(time.monotonic() - began, 3))
 
-        batches = plan.data.batches([member.seed for member in plan.members], self.done, plan.steps)
-        with closing(batches), TrainingProgress(self.record.workdir.name, self.done, plan.steps) as self.progress:
+        source = plan.data.batches([member.seed for member in plan.members], self.done, plan.steps)
+        with closing(source), TrainingProgress(self.record.workdir.name, self.done, plan.steps) as self.progress:
             if self.done == 0:
                 self._validate()
             self.clock.start()
-            for rows in batches:
-                self.state, metrics = step(self.state, jax.device_put(rows, plan.program.rows))
+            for batch in source:
+                self.state, metrics = step(self.state, jax.device_put(batch.rows, plan.program.rows))
                 self._log()
+                self.consumed = batches.chain(self.consumed, batch)
                 self.done += 1
                 if self.done % every.log == 0 or self.done == plan.steps:
                     self.pending = self.done, metrics
@@ -274,7 +316,8 @@ class Loop:
 
     def _save(self) -> None:
         began = time.monotonic()
-        self.checkpoints.save(self.done, self.state)
+        self.checkpoints.save(self.done, self.state, self.consumed)
+        self.record.update(batches={"step": self.done, "sha256": self.consumed})
         self.kept += time.monotonic() - began
 
     def _write(self, rows: list[dict[str, Any]], **shown: float) -> None:

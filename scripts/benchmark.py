@@ -1,11 +1,9 @@
 """Measure how fast the programs are: per encoding, in ensembles, by depth and by length; a table, JSON and a figure."""
 
-import argparse
 import json
 import os
 import platform
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -28,9 +26,7 @@ SHAPE = ("width", "layers", "heads", "length", "batch")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        "python -m scripts.benchmark", None, __doc__, EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = entry.parser("benchmark", __doc__, EXAMPLES)
     parser.add_argument("--scale", default="tiny", help=f"one or more of {', '.join(SCALES)}, with commas (tiny)")
     parser.add_argument("--shape", default="", help="changes to the scale: width=,layers=,heads=,length=,batch=")
     parser.add_argument("--encodings", default=",".join(POSITIONS), help="with commas (all)")
@@ -149,8 +145,4 @@ def _write(out: Path, result: dict) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except Refusal as refusal:
-        print(f"error: {refusal}", file=sys.stderr)
-        sys.exit(2)
+    entry.end(main)

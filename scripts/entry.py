@@ -1,10 +1,12 @@
-"""How the scripts that take a config begin: flags, refusals in one line, and the process they run in."""
+"""How scripts begin and end: their flags, mistakes in one line, the process they run in."""
 
+import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import flags
 from ml_collections import ConfigDict, FieldReference, config_flags
@@ -12,8 +14,27 @@ from ml_collections import ConfigDict, FieldReference, config_flags
 from rope_lm.refusal import Refusal
 
 
-def start(main: Callable[[], int], usage: str) -> None:
-    """Parses the command line, runs `main` and exits with its status; a Refusal is one line and status 2."""
+def end(main: Callable[[], int]) -> NoReturn:
+    """Runs `main` and exits with its status; what a person can mend is one line, and no traceback.
+
+    Status 2 for a Refusal, 1 for a lack of memory or of room on the disk, 75 for Ctrl-C where nothing is to be saved.
+    """
+    try:
+        sys.exit(main())
+    except Refusal as refusal:
+        _say(refusal, 2)
+    except MemoryError as error:
+        _say(error, 1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        _say(f"{error}: free some space; the same command goes on from the last checkpoint", 1)
+    except KeyboardInterrupt:
+        _say("stopped", 75)
+
+
+def start(main: Callable[[], int], usage: str) -> NoReturn:
+    """Parses absl's flags, then `end`."""
     if any(each in ("-h", "-help", "--help") for each in sys.argv[1:]):
         print(usage.strip(), "\n\nFlags:")
         for flag in flags.FLAGS.flags_by_module_dict()[sys.argv[0]]:
@@ -21,15 +42,22 @@ def start(main: Callable[[], int], usage: str) -> None:
         sys.exit(0)
     try:
         rest = flags.FLAGS(sys.argv)[1:]
-        if rest:
-            raise Refusal(f"unexpected argument {rest[0]!r}: flags look like --workdir=runs/a; see --help")
-        sys.exit(main())
-    except Exception as error:
-        # What a flag says of its value comes in many types; after the flags were read, only a Refusal is the user's.
-        if flags.FLAGS.is_parsed() and not isinstance(error, Refusal):
-            raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    except Exception as error:  # what a flag says of its value comes in many types
+        _say(error, 2)
+    if rest:
+        _say(f"unexpected argument {rest[0]!r}: flags look like --workdir=runs/a; see --help", 2)
+    end(main)
+
+
+def _say(why: object, status: int) -> NoReturn:
+    print(f"error: {' '.join(str(why).split())}", file=sys.stderr)
+    sys.exit(status)
+
+
+def parser(script: str, what: str, examples: str) -> argparse.ArgumentParser:
+    """The parser of a script that takes no config."""
+    shape = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(f"python -m scripts.{script}", None, what, examples, formatter_class=shape)
 
 
 def required(holder: flags.FlagHolder) -> str:

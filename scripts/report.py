@@ -1,6 +1,5 @@
 """Make the report of one or several sweeps or runs: index.html, summary.json, table.csv, table.tex, figures/."""
 
-import argparse
 import json
 import shlex
 import sys
@@ -11,6 +10,7 @@ from rich.table import Table
 
 from rope_lm.analysis import load, report, reproduction
 from rope_lm.refusal import Refusal
+from scripts import entry
 
 EXAMPLES = """examples:
   python -m scripts.report runs/ablation --out=report/
@@ -22,9 +22,7 @@ exit status: 0, or 3 if --against was given and is not reproduced, or 2 for a mi
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        "python -m scripts.report", None, __doc__, EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = entry.parser("report", __doc__, EXAMPLES)
     parser.add_argument("runs", nargs="+", help="the --workdir of a sweep or of a run")
     parser.add_argument("--out", required=True, help="the folder that the report is written into")
     parser.add_argument("--treatment", default="rotary", help="the arm whose speed-up is asked for (rotary)")
@@ -78,8 +76,4 @@ def _hold(summary: dict, archived: dict, console: Console) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except Refusal as refusal:
-        print(f"error: {refusal}", file=sys.stderr)
-        sys.exit(2)
+    entry.end(main)

@@ -7,9 +7,9 @@
     --config.base.X=Y      change the base config, and so every arm: --config.base.steps=500 --config.base.seeds=0,1
 
 Sweeps are functions in configs/ablation.py: quick (five encodings x three seeds), tuning (the grid of learning rates
-that quick's were chosen from). One arm that fails does not stop the others; running the command again goes on where it
-was stopped and does not redo finished arms. Exit status: 0 all finished, 1 some failed or diverged, 2 a mistake in the
-command, 75 stopped.
+that quick's were chosen from). One arm that fails does not stop the others, and one that is killed is tried three times
+in all; running the command again goes on where it was stopped and does not redo finished arms. Exit status: 0 all
+finished, 1 some failed or diverged, 2 a mistake in the command, 75 stopped.
 """
 
 from absl import flags
@@ -19,6 +19,7 @@ from scripts import entry
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "a sweep's config file, then `:` and its name")
 WORKDIR = flags.DEFINE_string("workdir", None, "the folder of the sweep; each arm gets a folder in it")
+DETERMINISTIC = flags.DEFINE_bool("deterministic", False, "as for scripts.train")
 DRY = flags.DEFINE_bool("dry", False, "print the plan and train nothing")
 ONLY = flags.DEFINE_list("only", None, "names of arms, with commas between them")
 
@@ -32,7 +33,7 @@ def main() -> int:
     if DRY.value:
         launch.show_plan(arms)
         return 0
-    return launch.sweep(arms, workdir)
+    return launch.sweep(arms, workdir, ["--deterministic"] if DETERMINISTIC.value else [])
 
 
 if __name__ == "__main__":

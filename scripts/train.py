@@ -7,6 +7,7 @@ tfds:NAME) and scale (nano, tiny, small, gpt2, 1b). Flags fill in numbers; every
 
     --config.steps=500  --config.seeds=0,1,2  --config.optimizer.rate=1e-3  --config.model.position.base=5e5
 
+--deterministic tells XLA to give the same bits each time on a GPU (slower; a CPU and a TPU do anyway), and records it.
 --dry prints parameters, FLOPs and memory, and trains nothing. Stop a run with Ctrl-C or SIGTERM: it saves and exits
 with status 75; the same command goes on from there. A finished run is not run again.
 Exit status: 0 finished, 2 a mistake in the command, 4 diverged, 75 stopped, 1 anything else.
@@ -18,6 +19,7 @@ from ml_collections import config_flags
 from scripts import entry
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "a config file, then `:` and its string", lock_config=True)
+DETERMINISTIC = flags.DEFINE_bool("deterministic", False, "tell XLA to give the same bits each time, and record it")
 DRY = flags.DEFINE_bool("dry", False, "print what would be trained, and train nothing")
 WORKDIR = flags.DEFINE_string("workdir", None, "the folder of the run; made if it is not there")
 
@@ -34,7 +36,7 @@ def main() -> int:
     from rope_lm import run  # JAX is imported after the flags were read: a mistake is answered at once
 
     entry.compilation_cache(config["data"]["cache"])
-    status = run.train(config, workdir, entry.provenance(CONFIG))
+    status = run.train(config, workdir, entry.provenance(CONFIG), DETERMINISTIC.value)
     why = f" ({status['why']})" if status["why"] else ""
     print(f"{workdir}: {status['status']} at step {status['step']}{why}")
     return {"finished": 0, "diverged": 4, "stopped": 75}[status["status"]]

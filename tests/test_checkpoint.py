@@ -1,11 +1,6 @@
 """Checkpoints: exact, verified, and whole or not there."""
 
-import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,10 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rope_lm.checkpoint import SUMS, Checkpoints, damage
+from rope_lm.checkpoint import SUMS, Checkpoints
 from rope_lm.refusal import Refusal
-
-ROOT = Path(__file__).parents[1]
 
 
 def tree(number: float = 0.0) -> dict:
@@ -45,7 +38,7 @@ def test_the_newest_comes_back_bit_for_bit_and_old_ones_go(tmp_path):
     saved(tmp_path)
     assert sorted(each.name for each in tmp_path.iterdir()) == ["2", "3"]
     with Checkpoints(tmp_path, keep=2) as checkpoints:
-        step, found = checkpoints.restore(abstract())
+        step, found, _ = checkpoints.restore(abstract())
     assert step == 3
     equal(found, 3)
 
@@ -63,7 +56,7 @@ def test_what_is_saved_is_the_state_at_the_save_whatever_comes_after(tmp_path):
         checkpoints.save(1, large)
         jax.block_until_ready(step(large))
         checkpoints.wait()
-        _, found = checkpoints.restore(abstract({"a": jnp.zeros(4_000_000)}))
+        _, found, _ = checkpoints.restore(abstract({"a": jnp.zeros(4_000_000)}))
     np.testing.assert_array_equal(found["a"], np.arange(4_000_000, dtype=np.float32))
 
 
@@ -85,14 +78,14 @@ def test_damage_to_any_file_is_found_and_the_checkpoint_before_is_used(tmp_path,
             else:
                 hurt.unlink()
             with Checkpoints(folder, keep=2) as checkpoints:
-                step, found = checkpoints.restore(abstract())
+                step, found, _ = checkpoints.restore(abstract())
                 assert step == 2, hurt
                 equal(found, 2)
                 if file.name != SUMS or how == "flip":
                     assert hurt.name in capfd.readouterr().err or hurt.name == SUMS
                 checkpoints.save(3, tree(33))
                 checkpoints.wait()
-                step, found = checkpoints.restore(abstract())
+                step, found, _ = checkpoints.restore(abstract())
                 assert step == 3
                 equal(found, 33)
 
@@ -118,58 +111,6 @@ def test_a_tree_of_another_shape_or_dtype_is_refused_naming_the_leaf(tmp_path):
         ]:
             with pytest.raises(Refusal, match=words):
                 checkpoints.restore(abstract(other))
-
-
-SAVER = """
-import sys; sys.path.insert(0, ".")
-from pathlib import Path
-from rope_lm.checkpoint import Checkpoints
-from tests.test_checkpoint import tree
-with Checkpoints(Path(sys.argv[1]), keep=2) as checkpoints:
-    for step in range(1, 100000):
-        checkpoints.save(step, tree(step))
-        if step == 1: print("saving", flush=True)
-"""
-
-
-def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
-    random.seed(0)
-    for trial in range(4):
-        folder = tmp_path / str(trial)
-        child = subprocess.Popen([sys.executable, "-c", SAVER, folder], stdout=subprocess.PIPE, cwd=ROOT)
-        assert child.stdout.readline() == b"saving\n"
-        time.sleep(0.3 + random.random() * 0.7)
-        os.kill(child.pid, signal.SIGKILL)
-        child.wait()
-        child.stdout.close()
-        with Checkpoints(folder, keep=2) as checkpoints:
-            step, found = checkpoints.restore(abstract())
-            equal(found, step)
-        assert all(damage(each) is None for each in folder.iterdir()), "what the kill left is gone"
-
-
-def test_a_full_disk_is_an_error_at_the_next_call_and_the_old_checkpoint_stays(tmp_path):
-    """A real limit on the size of files, in a process of its own."""
-    code = """
-import resource, signal, sys; sys.path.insert(0, ".")
-from pathlib import Path
-import numpy as np, jax.numpy as jnp
-from rope_lm.checkpoint import Checkpoints
-from tests.test_checkpoint import tree
-with Checkpoints(Path(sys.argv[1]), keep=2) as checkpoints:
-    checkpoints.save(1, tree(1)); checkpoints.wait()
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
-    checkpoints.save(2, {**tree(2), "a": jnp.asarray(np.random.default_rng(0).normal(size=400_000), jnp.float32)})
-    checkpoints.wait()
-print("went on")
-"""
-    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode != 0 and "went on" not in done.stdout
-    with Checkpoints(tmp_path, keep=2) as checkpoints:
-        step, found = checkpoints.restore(abstract())
-    assert step == 1
-    equal(found, 1)
 
 
 def test_the_call_returns_before_the_save_is_on_disk(tmp_path):

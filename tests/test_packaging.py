@@ -22,7 +22,7 @@ FLOORS = [
     ["training", "journal"],
     ["checkpoint", "progress"],
     ["run"],
-    ["launch", "analysis", "benchmark"],
+    ["launch", "analysis", "benchmark", "verification"],
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -11,7 +11,8 @@ from rope_lm.analysis.convergence import Crossing, Estimate, Speedup, crossing, 
 from rope_lm.analysis.runs import Curve, Run, Sweep
 from rope_lm.refusal import Refusal
 
-FACTS = ("commit", "diff", "kernel", "precision", "device", "versions")  # of a manifest, equal in fair arms
+# Of a manifest, equal in fair arms.
+FACTS = ("commit", "diff", "kernel", "precision", "device", "versions", "deterministic", "batches")
 
 
 @dataclass(frozen=True)

@@ -126,6 +126,7 @@ def _arm(sweep: Sweep, arm: Arm, treatment: str) -> dict[str, Any]:
         "status": run.status["status"],
         "final_nats": {**arm.final._asdict(), "by_seed": {str(c.seed): c.final for c in run.curves}},
         "first_nats": {str(c.seed): float(c.nats[0]) for c in run.curves},
+        "batches": run.batches,
         "bits_per_byte": arm.bits_per_byte,
         "area": arm.area,
         "steps_to_target": {"target": arm.target, "own": arm.steps, treatment: arm.treated_steps},

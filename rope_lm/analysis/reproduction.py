@@ -15,7 +15,8 @@ class Row(NamedTuple):
 
 
 def hold(summary: dict[str, Any], archived: dict[str, Any]) -> list[Row]:
-    """Rows for: the arms, the paired ordering of their final losses, overlapping seed intervals, the loss at step 0.
+    """Rows for: the arms, the paired ordering of their final losses, overlapping seed intervals, the loss at step 0,
+    the batches that were consumed.
 
     Two arms whose archived intervals overlap may stand in either order. Another text (its fingerprint differs, as it
     does between Python versions) gives other losses: then only the ordering is held.
@@ -38,6 +39,11 @@ def hold(summary: dict[str, Any], archived: dict[str, Any]) -> list[Row]:
             x, y = theirs[name]["first_nats"][seed], ours[name]["first_nats"][seed]
             agrees = bool(abs(x - y) <= SAME_START) if same_text else None
             rows.append(Row(f"loss at step 0 of {name}, seed {seed}", f"{x:.6f}", f"{y:.6f}", agrees))
+        consumed = theirs[name].get("batches", {})  # an archive from before they were hashed has none
+        for seed in sorted(consumed.keys() & ours[name]["batches"].keys()):
+            x, y = consumed[seed], ours[name]["batches"][seed]
+            agrees = x == y if same_text else None
+            rows.append(Row(f"batches consumed by {name}, seed {seed}", x[:16], y[:16], agrees))
     return rows
 
 

@@ -69,6 +69,12 @@ class Run:
         return sorted({member["rate"] for member in self.manifest["members"]})
 
     @property
+    def batches(self) -> dict[str, str]:
+        """By seed, the sha256 over every batch that was consumed: equal for equal tokens in an equal order."""
+        sums = self.manifest.get("batches", {}).get("sha256", [])
+        return {str(member["seed"]): each for member, each in zip(self.manifest["members"], sums, strict=False)}
+
+    @property
     def tokens_per_second(self) -> float:
         """Of all members together: the median over the intervals after the first quarter of the run."""
         values = [

@@ -30,8 +30,8 @@ class Data:
         """int32 [B T+1]: the batch that takes the state from `step` to `step + 1`; a pure function of its arguments."""
         return self._order(seed)[step]
 
-    def batches(self, seeds: Sequence[int], start: int, stop: int) -> Iterator[np.ndarray]:
-        """int32 [M B T+1] for steps start to stop - 1, read ahead."""
+    def batches(self, seeds: Sequence[int], start: int, stop: int) -> Iterator[batches.Batch]:
+        """The batches of steps start to stop - 1, for members of these seeds, read ahead."""
         return batches.ensemble([self._order(seed) for seed in seeds], start, stop)
 
     def _order(self, seed: int) -> grain.MapDataset:

@@ -1,11 +1,20 @@
 """Tokens to rows, and rows to batches that are a pure function of (seed, step)."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import grain
 import numpy as np
 
 from rope_lm.refusal import Refusal
+
+
+class Batch(NamedTuple):
+    """What one step consumes, and the sha256 of each member's part of it (little-endian int32, row by row)."""
+
+    rows: np.ndarray  # int32 [M B T+1]
+    digests: list[bytes]  # [M]
 
 
 class Rows:
@@ -33,16 +42,26 @@ def shuffled(rows: Rows, batch: int, seed: int) -> grain.MapDataset:
     return grain.MapDataset.source(rows).shuffle(seed=seed).repeat().batch(batch, drop_remainder=True)
 
 
-def ensemble(members: Sequence[grain.MapDataset], start: int, stop: int) -> Iterator[np.ndarray]:
-    """Batches [M B T+1] for steps start to stop - 1, read ahead by threads. Members with one seed share a batch."""
+def ensemble(members: Sequence[grain.MapDataset], start: int, stop: int) -> Iterator[Batch]:
+    """Batches for steps start to stop - 1, read ahead by threads. Members with one seed share a batch."""
     distinct = {id(member): member for member in members}
 
-    def step(number: int) -> np.ndarray:
-        batch = {key: member[number] for key, member in distinct.items()}
-        return np.stack([batch[id(member)] for member in members])
+    def step(number: int) -> Batch:
+        rows = {key: np.ascontiguousarray(member[number], "<i4") for key, member in distinct.items()}
+        digests = {key: hashlib.sha256(each).digest() for key, each in rows.items()}
+        return Batch(np.stack([rows[id(each)] for each in members]), [digests[id(each)] for each in members])
 
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
     yield from grain.MapDataset.range(start, stop).map(step).to_iter_dataset(options)
+
+
+def chain(consumed: Sequence[str], batch: Batch) -> list[str]:
+    """What was consumed, by member, with one more batch: sha256 over the chain so far and the batch's digest, in hex.
+
+    The chain starts as "" and is the same for two runs if and only if they saw the same tokens in the same order.
+    """
+    links = zip(consumed, batch.digests, strict=True)
+    return [hashlib.sha256(bytes.fromhex(before) + digest).hexdigest() for before, digest in links]
 
 
 def spread(rows: Rows, count: int) -> np.ndarray:

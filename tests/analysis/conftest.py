@@ -44,6 +44,7 @@ def write_run(
             "bytes_per_token": 1.0,
             "tokens": {"train": 10**6},
         },
+        "batches": {"step": STEPS, "sha256": [f"{seed}" * 64 for seed, _ in members]},
         "parameters": 131_648,
         "parameters_position": 0,
     } | manifest

@@ -121,6 +121,7 @@ def test_a_report_of_nothing_finished_says_so(tmp_path):
     [
         ({"kernel": "xla"}, "differ in kernel"),
         ({"commit": "d" * 40}, "differ in commit"),
+        ({"batches": {"step": 1000, "sha256": ["a" * 64] * 3}}, "differ in batches.sha256"),
         (
             {"data": {"fingerprint": {"text": "g"}, "bytes_per_token": 1.0, "tokens": {"train": 1}}},
             "differ in fingerprint.text",
@@ -211,6 +212,8 @@ def test_another_order_another_loss_another_start_and_a_missing_arm_are_not(arch
     assert differing(changed(lambda arms: worse(arms["none"], 0.2)), archived) == ["final nats of none"]
     start = changed(lambda arms: arms["learned"]["first_nats"].update({"1": 6.00002}))
     assert differing(start, archived) == ["loss at step 0 of learned, seed 1"]
+    order = changed(lambda arms: arms["none"]["batches"].update({"2": "f" * 64}))
+    assert differing(order, archived) == ["batches consumed by none, seed 2"]
     summary = changed(lambda arms: None)
     summary["arms"] = [arm for arm in summary["arms"] if arm["arm"] != "none"]
     assert "arms" in differing(summary, archived)

@@ -1,5 +1,6 @@
 """Batches are a pure function of (seed, step)."""
 
+import functools
 import hashlib
 
 import numpy as np
@@ -40,11 +41,22 @@ def test_a_batch_hangs_on_seed_and_step_alone(rows):
 def test_reading_ahead_gives_the_same_batches_from_any_start(rows):
     members = [batches.shuffled(rows, BATCH, seed) for seed in (1, 2)]
     for start in (0, 5):
-        for step, batch in zip(range(start, 9), batches.ensemble([*members, members[0]], start, 9), strict=True):
+        for step, made in zip(range(start, 9), batches.ensemble([*members, members[0]], start, 9), strict=True):
+            batch, digests = made
+            assert digests[0] == digests[2] == hashlib.sha256(batch[0].astype("<i4").tobytes()).digest() != digests[1]
             assert batch.shape == (3, BATCH, LENGTH + 1) and batch.dtype == np.int32
             np.testing.assert_array_equal(batch[0], members[0][step])
             np.testing.assert_array_equal(batch[1], members[1][step])
             np.testing.assert_array_equal(batch[2], batch[0])
+
+
+def test_the_chain_is_of_all_batches_in_order_and_goes_on_from_anywhere(rows):
+    made = list(batches.ensemble([batches.shuffled(rows, BATCH, seed) for seed in (1, 2)], 0, 4))
+    follow = lambda some, chain=("", ""): functools.reduce(batches.chain, some, chain)  # noqa: E731
+    whole = follow(made)
+    assert whole == follow(made[2:], follow(made[:2])), "in two parts"
+    assert whole != follow([made[1], made[0], *made[2:]]), "in another order"
+    assert len(set(whole)) == 2 and all(len(each) == 64 for each in whole)
 
 
 def test_the_order_is_the_one_that_archived_results_were_made_with(rows):
@@ -63,6 +75,6 @@ def test_validation_rows_are_fixed_and_spread_over_the_whole_text(rows):
 def test_data_serves_both_ways_the_same(text, cache):
     made = data.make(f"text:{text}", "bytes", 16, 4, 8, cache, "", "")
     ahead = list(made.batches([3, 4], 2, 5))
-    np.testing.assert_array_equal(ahead[1][1], made.batch_of(4, 3))
+    np.testing.assert_array_equal(ahead[1].rows[1], made.batch_of(4, 3))
     assert made.vocabulary == 257 and made.validation.shape == (8, 17)
     assert 0.99 < made.bytes_per_token < 1

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 import sys
 import tracemalloc
@@ -90,14 +89,6 @@ def test_a_change_of_one_byte_is_another_fingerprint(tmp_path, cache):
     assert before["text"] != after["text"] and before["tokens"] != after["tokens"]
 
 
-def test_names_with_newlines_and_no_utf8(tmp_path, cache):
-    (tmp_path / "t").mkdir()
-    (tmp_path / "t" / "a\nb.txt").write_text("hello there\n" * 100)
-    with open(os.fsencode(tmp_path / "t") + b"/\xff.txt", "wb") as file:
-        file.write(b"bytes \xff\xfe are no UTF-8 but they are tokens\n" * 100)
-    assert sum(make(f"text:{tmp_path / 't'}", cache).tokens.values()) > 5000
-
-
 def test_one_huge_line_is_read_in_pieces(tmp_path, cache):
     path = tmp_path / "line.txt"
     with open(path, "wb") as file:
@@ -109,56 +100,6 @@ def test_one_huge_line_is_read_in_pieces(tmp_path, cache):
     tracemalloc.stop()
     assert sum(made.tokens.values()) == 60 * 2**20 + 3
     assert peak < 40 * 2**20, f"{peak / 2**20:.0f} MiB at once"
-
-
-def write(path: Path, content: bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    return path
-
-
-def test_a_mistake_with_text_is_one_line(tmp_path, cache):
-    good = b"a line of text\n" * 200
-    (tmp_path / "empty-folder").mkdir()
-    with zipfile.ZipFile(tmp_path / "out.zip", "w") as archive:
-        archive.writestr("../out.txt", good)
-    with zipfile.ZipFile(tmp_path / "absolute.zip", "w") as archive:
-        archive.writestr("/etc/out.txt", good)
-    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("bomb.txt", b"0" * 2**25)
-    (tmp_path / "loop.txt").symlink_to(tmp_path / "loop.txt")
-    cases = [
-        (tmp_path / "missing.txt", "no such file or folder"),
-        (write(tmp_path / "empty.txt", b""), "the file is empty"),
-        (tmp_path / "empty-folder", "the folder holds no .txt, .md, .py file"),
-        (write(tmp_path / "pictures/a.png", b"\x89PNG").parent, "the folder holds no .txt, .md, .py file"),
-        (write(tmp_path / "binary.txt", b"\x7fELF\0\0\0" * 99), "'binary.txt' is binary"),
-        (write(tmp_path / "utf16.txt", good.decode().encode("utf-16")), "is UTF-16; convert it to UTF-8"),
-        (write(tmp_path / "short.txt", b"too short"), "the training text has 0 rows of 16 tokens, a batch needs 2"),
-        (
-            write(tmp_path / "few.txt", b"x" * 300),
-            "validation text has . rows of 16 tokens, data.validation asks for 2",
-        ),
-        (tmp_path / "loop.txt", "cannot be read"),
-        (write(tmp_path / "torn.zip", b"PK\3\4 torn"), "cannot be read"),
-        (tmp_path / "out.zip", "'../out.txt' leads out of the zip"),
-        (tmp_path / "absolute.zip", "'/etc/out.txt' leads out of the zip"),
-        (tmp_path / "bomb.zip", "more than text does"),
-    ]
-    before = set(tmp_path.parent.iterdir())
-    for path, words in cases:
-        with pytest.raises(Refusal, match=words) as refusal:
-            make(f"text:{path}", cache)
-        assert "\n" not in str(refusal.value), path
-    assert set(tmp_path.parent.iterdir()) == before and not Path("/etc/out.txt").exists()
-
-
-@pytest.mark.skipif(os.getuid() == 0, reason="root reads every file")
-def test_an_unreadable_file_is_one_line(tmp_path, cache):
-    path = write(tmp_path / "mine.txt", b"text")
-    path.chmod(0)
-    with pytest.raises(Refusal, match="cannot be read"):
-        make(f"text:{path}", cache)
 
 
 @pytest.mark.parametrize(
