@@ -13,9 +13,9 @@ from configs.presets import POSITIONS, SCALES, parse, pick
 
 
 def position(name: str, data: ConfigDict) -> dict[str, Any]:
-    """The row of POSITIONS; an encoding with a limit learns as many positions as `data` has tokens in a row."""
+    """The row of POSITIONS; the positions that an encoding learns, or is scaled from, are those of a row of `data`."""
     row = {"name": name, **pick("position", name, POSITIONS)}
-    return row | ({"limit": data.get_ref("length")} if "limit" in row else {})
+    return row | {key: data.get_ref("length") for key in ("limit", "trained") if key in row}
 
 
 def get_config(text: str = "") -> ConfigDict:

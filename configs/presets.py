@@ -7,10 +7,28 @@ from rope_lm.refusal import Refusal, unknown
 # The keyword arguments of each encoding. Same keys as rope_lm.positional.ENCODINGS.
 POSITIONS: dict[str, dict[str, Any]] = {
     "none": {},
-    "learned": {"limit": 0, "scale": 1.0},  # the limit follows data.length (configs/lm.py)
+    "learned": {"limit": 0, "scale": 1.0},  # limit, and trained below, follow data.length (configs/lm.py)
     "sinusoidal": {"base": 10_000.0, "scale": 1.0},
     "relative_bias": {"buckets": 32, "farthest": 128, "scale": 0.02},
+    "alibi": {},
+    "kerple_log": {},
+    "kerple_power": {},
+    "fire": {"hidden": 32, "threshold": 512.0},
+    "sandwich": {"size": 128},
     "rotary": {"base": 10_000.0},
+    "rotary_partial": {"base": 10_000.0, "fraction": 0.25},
+    "rotary_layered": {"bases": (10_000.0, 0.0)},  # every other layer knows no position
+    # Scaled for `factor` times the trained length.
+    "rotary_linear": {"base": 10_000.0, "factor": 2.0},
+    "rotary_ntk": {"base": 10_000.0, "factor": 2.0},
+    "rotary_dynamic": {"base": 10_000.0, "factor": 2.0, "trained": 0},
+    "yarn": {"base": 10_000.0, "factor": 2.0, "trained": 0, "fast": 32.0, "slow": 1.0},
+    "llama3": {"base": 500_000.0, "factor": 8.0, "trained": 0, "low": 1.0, "high": 4.0},
+    "xpos": {"base": 10_000.0, "fade": 512.0},
+    "p_rope": {"base": 10_000.0, "fraction": 0.75},
+    "shaw": {"farthest": 64, "scale": 0.02},
+    "transformer_xl": {"base": 10_000.0, "scale": 0.02},
+    "cope": {"positions": 64, "scale": 0.0},
 }
 
 # Model and batch shapes. nano is the quick ablation's; tiny is the benchmark's; gpt2 is GPT-2 small.

@@ -82,7 +82,8 @@ def blocked(
         stop = min(start + size, length)
         logits = jnp.einsum("bnth,bnsh->bnts", q[:, :, start:stop], k[:, :, :stop], preferred_element_type=jnp.float32)
         if bias is not None:
-            logits = add_bias(logits, bias[:, :, start:stop, :stop])
+            part = bias[:, :, start:stop, :stop]
+            logits = add_bias(logits, part) if part.shape[0] == 1 else logits + part
         ahead = jnp.arange(stop)[None, :] > jnp.arange(start, stop)[:, None]
         logits = jnp.where(ahead, HIDDEN, logits)
         weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))

@@ -25,6 +25,13 @@ class Cache(NamedTuple):
     positions: Positions  # [B S]; segment 0 where nothing is stored yet
     used: Int[Array, ""]  # slots filled
 
+    def forget(self, count: int) -> "Cache":
+        """Without the oldest `count` tokens: their slots are free again, the others keep their positions."""
+        older = lambda x, axis: jnp.roll(x, -count, axis)  # noqa: E731
+        left = jnp.arange(self.k.shape[2]) < self.used - count
+        index, segment = (older(each, 1) * left for each in self.positions)
+        return Cache(older(self.k, 2), older(self.v, 2), Positions(index, segment), self.used - count)
+
 
 def _keeping(names: tuple[str, ...]) -> Callable[[Callable], Callable]:
     policy = jax.checkpoint_policies.save_only_these_names(*names)
@@ -91,6 +98,7 @@ class Block(nnx.Module):
         batch: int,
         past: tuple[Float[Array, "B S N H"], Float[Array, "B S N H"], Positions, Int[Array, ""]] | None,
         plain: bool,
+        layer: Int[Array, ""],
     ) -> tuple[Float[Array, "R D"], tuple[Float[Array, "B S N H"], Float[Array, "B S N H"]]]:
         """x after the block, and the raw keys and values that its queries saw (the cache's, if there is a `past`)."""
         rows, width = x.shape
@@ -101,7 +109,10 @@ class Block(nnx.Module):
             past_k, past_v, seen, used = past
             k = jax.lax.dynamic_update_slice_in_dim(past_k, k.astype(past_k.dtype), used, axis=1)
             v = jax.lax.dynamic_update_slice_in_dim(past_v, v.astype(past_v.dtype), used, axis=1)
-        turned_q, turned_k = encoding.rotate(q, k, positions, seen)
+        score = encoding.score(q, k, positions, seen, layer)
+        if score is not None:
+            bias = score if bias is None else bias + score
+        turned_q, turned_k = encoding.rotate(q, k, positions, seen, layer)
         attended = softmax_attention(turned_q, turned_k, v, positions, seen, bias, kernel, plain)
         attended = checkpoint_name(attended.reshape(rows, width), "product")
         x = x + self.out(attended)
@@ -110,7 +121,7 @@ class Block(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """Tokens to logits. The encoding acts in three lines: `embed` and `bias` here, `rotate` in the block.
+    """Tokens to logits. The encoding acts in four lines: `embed` and `bias` here, `score` and `rotate` in the block.
 
     Inside, activations are [R D] with R = B * T rows: on the CPU every linear layer is then one plain matrix product.
     """
@@ -142,7 +153,8 @@ class Transformer(nnx.Module):
             axes=("vocabulary", "width"),
             decays=True,
         )
-        self.position = positional.make(position, width=width, heads=heads, head_size=width // heads, rngs=rngs)
+        shape = positional.Shape(width, heads, width // heads, layers)
+        self.position = positional.make(position, shape=shape, rngs=rngs)
 
         @nnx.split_rngs(splits=layers)
         @nnx.vmap
@@ -170,12 +182,15 @@ class Transformer(nnx.Module):
         graph, blocks = nnx.split(self.blocks)
 
         def body(x, layer):
-            block, stored = layer
+            number, block, stored = layer
             past = None if cache is None else (*stored, seen, cache.used)
-            x, kept = nnx.merge(graph, block)(x, self.position, positions, bias, self.kernel, batch, past, plain)
+            x, kept = nnx.merge(graph, block)(
+                x, self.position, positions, bias, self.kernel, batch, past, plain, number
+            )
             return x, None if cache is None else kept
 
-        x, kept = jax.lax.scan(REMAT[self.remat](body), x, (blocks, None if cache is None else (cache.k, cache.v)))
+        stored = None if cache is None else (cache.k, cache.v)
+        x, kept = jax.lax.scan(REMAT[self.remat](body), x, (jnp.arange(self.layers), blocks, stored))
         x = self.norm(x)
         if self.head is None:
             # The table's rows have `embedding_scale` variance, a head's should have 1/D.

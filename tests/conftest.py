@@ -11,8 +11,12 @@ from jaxtyping import install_import_hook
 # A whole number is a float too (PEP 484).
 install_import_hook("rope_lm", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
+import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
+
+hypothesis.settings.register_profile("here", deadline=None, max_examples=50, derandomize=True)
+hypothesis.settings.load_profile("here")
 
 # Compiled programs are kept from one test, and one run of the tests, to the next.
 jax.config.update("jax_compilation_cache_dir", str(Path(tempfile.gettempdir(), f"rope_lm-tests-{os.getuid()}")))

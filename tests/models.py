@@ -12,7 +12,7 @@ LENGTH, VOCABULARY = 32, 17
 def position(name: str, limit: int = LENGTH) -> dict:
     """The config row of an encoding, with room for `limit` positions."""
     row = {"name": name, **POSITIONS[name]}
-    return row | ({"limit": limit} if "limit" in row else {})
+    return row | {key: limit for key in ("limit", "trained") if key in row}
 
 
 def section(name: str, **changes: object) -> dict:

@@ -8,7 +8,7 @@ import sys
 import jax
 import pytest
 
-from rope_lm import sharding
+from rope_lm import positional, sharding
 from rope_lm.refusal import Refusal
 
 MIXTURES = [(1, 8, 1, 1), (1, 1, 8, 1), (1, 1, 1, 4), (2, 4, 1, 1), (2, 2, 2, 1), (1, 2, 2, 2), (2, 1, 1, 4)]
@@ -38,7 +38,12 @@ print(json.dumps(out))
 """
 
 
-@pytest.mark.parametrize("name", ["none", "learned", "sinusoidal", "relative_bias", "rotary"])
+FEW = ("none", "learned", "relative_bias", "rotary")  # the others are held to it where there is time
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in FEW else pytest.param(name, marks=pytest.mark.long) for name in positional.ENCODINGS]
+)
 def test_eight_devices_compute_what_one_does(name):
     """Losses of 20 float32 steps within 1e-5, and the parameters of a layer really are split."""
     env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}

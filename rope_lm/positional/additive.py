@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from rope_lm.positional.base import PositionalEncoding
+from rope_lm.positional.base import PositionalEncoding, Shape
 from rope_lm.positional.rotary import angles, frequencies
 from rope_lm.positions import Positions
 from rope_lm.refusal import Refusal
@@ -18,12 +18,12 @@ class Learned(PositionalEncoding):
     unit-variance token embeddings trains visibly slower than 1.0; the choice moves the answer, so it is recorded.
     """
 
-    def __init__(self, limit: int, scale: float, *, width: int, heads: int, head_size: int, rngs: nnx.Rngs):
+    def __init__(self, limit: int, scale: float, *, shape: Shape, rngs: nnx.Rngs):
         if limit < 1:
             raise Refusal(f"model.position.limit={limit}: must be at least 1, the number of positions to learn")
         self.limit = limit
         self.table = nnx.Param(
-            scale * jax.random.normal(rngs.position(), (limit, width)), axes=("position", "width"), decays=False
+            scale * jax.random.normal(rngs.position(), (limit, shape.width)), axes=("position", "width"), decays=False
         )
 
     def embed(self, x: Float[Array, "B T D"], positions: Positions) -> Float[Array, "B T D"]:
@@ -39,9 +39,9 @@ class Sinusoidal(PositionalEncoding):
     half of the width and the cosines in the second: the paper's interleaving is a permutation of the width.
     """
 
-    def __init__(self, base: float, scale: float, *, width: int, heads: int, head_size: int, rngs: nnx.Rngs):
+    def __init__(self, base: float, scale: float, *, shape: Shape, rngs: nnx.Rngs):
         self.scale = scale
-        self.width = width
+        self.width = shape.width
         self.base = base
 
     def embed(self, x: Float[Array, "B T D"], positions: Positions) -> Float[Array, "B T D"]:

@@ -1,23 +1,34 @@
 """The interface of every positional encoding. The base class is the identity: no position at all."""
 
+from typing import NamedTuple
+
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from rope_lm.positions import Positions
 from rope_lm.refusal import Refusal
 
 
+class Shape(NamedTuple):
+    """What an encoding has to know of the model that it acts in."""
+
+    width: int
+    heads: int
+    head_size: int
+    layers: int
+
+
 class PositionalEncoding(nnx.Module):
     """No position at all (NoPE). An encoding overrides the places where it acts.
 
-    An encoding is made from the keyword arguments of its config row, the model's `width`, `heads` and `head_size`, and
-    `rngs`, whose `position` stream is its own: drawing from it leaves every shared parameter as in the other arms.
-    Angles, tables and biases are float32 whatever the dtype of the activations (bfloat16 rounds 257 to 256).
+    An encoding is made from the keyword arguments of its config row, the model's `shape`, and `rngs`, whose `position`
+    stream is its own: drawing from it leaves every shared parameter as in the other arms. Angles, tables and biases are
+    float32 whatever the dtype of the activations (bfloat16 rounds 257 to 256).
     """
 
     limit: int | None = None  # first index that it cannot encode
 
-    def __init__(self, *, width: int, heads: int, head_size: int, rngs: nnx.Rngs):
+    def __init__(self, *, shape: Shape, rngs: nnx.Rngs):
         pass
 
     def embed(self, x: Float[Array, "B T D"], positions: Positions) -> Float[Array, "B T D"]:
@@ -30,18 +41,34 @@ class PositionalEncoding(nnx.Module):
         k: Float[Array, "B S N H"],
         q_positions: Positions,
         k_positions: Positions,
+        layer: Int[Array, ""],
     ) -> tuple[Float[Array, "B T N H"], Float[Array, "B S N H"]]:
         """Acts on queries and keys, once per layer."""
         return q, k
 
     def bias(self, q_positions: Positions, k_positions: Positions) -> Float[Array, "#B N T S"] | None:
-        """What is added to the attention logits, once per forward pass; float32."""
+        """What position alone adds to the attention logits, once per forward pass; float32."""
+        return None
+
+    def score(
+        self,
+        q: Float[Array, "B T N H"],
+        k: Float[Array, "B S N H"],
+        q_positions: Positions,
+        k_positions: Positions,
+        layer: Int[Array, ""],
+    ) -> Float[Array, "B N T S"] | None:
+        """What position and content together add to the attention logits, once per layer; float32.
+
+        `q` and `k` are as they were before `rotate`.
+        """
         return None
 
     @classmethod
     def biased(cls) -> bool:
         """Whether the encoding acts on the attention logits (it then excludes kernels that take no bias)."""
-        return cls.bias is not PositionalEncoding.bias
+        plain = PositionalEncoding
+        return cls.bias is not plain.bias or cls.score is not plain.score
 
     def check(self, length: int) -> None:
         """Raises Refusal if a row of `length` tokens holds an index that the encoding cannot encode."""

@@ -4,10 +4,12 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from rope_lm.positional.base import PositionalEncoding
+from rope_lm.positional.base import PositionalEncoding, Shape
+from rope_lm.positional.rotary import angles, frequencies
 from rope_lm.positions import Positions
 from rope_lm.refusal import Refusal
 
@@ -34,9 +36,7 @@ class RelativeBias(PositionalEncoding):
     Initial values are normal with standard deviation `scale`.
     """
 
-    def __init__(
-        self, buckets: int, farthest: int, scale: float, *, width: int, heads: int, head_size: int, rngs: nnx.Rngs
-    ):
+    def __init__(self, buckets: int, farthest: int, scale: float, *, shape: Shape, rngs: nnx.Rngs):
         if buckets < 2 or farthest <= buckets // 2:
             raise Refusal(
                 f"model.position.buckets={buckets}, farthest={farthest}: needs buckets >= 2 and farthest > buckets/2"
@@ -44,7 +44,7 @@ class RelativeBias(PositionalEncoding):
         self.buckets = buckets
         self.farthest = farthest
         self.table = nnx.Param(
-            scale * jax.random.normal(rngs.position(), (buckets, heads)), axes=("bucket", "heads"), decays=False
+            scale * jax.random.normal(rngs.position(), (buckets, shape.heads)), axes=("bucket", "heads"), decays=False
         )
 
     def bias(self, q_positions: Positions, k_positions: Positions) -> Float[Array, "#B N T S"]:
@@ -52,3 +52,112 @@ class RelativeBias(PositionalEncoding):
         # A product with one-hot rows: the gradient of a gather is a scatter, 10 times slower on the CPU.
         chosen = jax.nn.one_hot(index, self.buckets, dtype=jnp.float32)
         return jnp.einsum("btsk,kn->bnts", chosen, self.table[...])
+
+
+def slopes(heads: int) -> np.ndarray:
+    """ALiBi's slope of each head: 2 ** (-8 i / heads), and where heads is no power of two those of the power below,
+    filled up with every other one of the power above (arXiv 2108.12409, section 3, and its released code)."""
+    power = 2 ** int(math.log2(heads))
+    geometric = lambda count: 2.0 ** (-8 / count * np.arange(1, count + 1))  # noqa: E731
+    return np.concatenate([geometric(power), geometric(2 * power)[::2][: heads - power]])
+
+
+class ALiBi(PositionalEncoding):
+    """A bias that falls linearly with distance, at a fixed slope for each head (arXiv 2108.12409, section 3)."""
+
+    def __init__(self, *, shape: Shape, rngs: nnx.Rngs):
+        self.heads = shape.heads
+
+    def bias(self, q_positions: Positions, k_positions: Positions) -> Float[Array, "#B N T S"]:
+        slope = jnp.asarray(slopes(self.heads), jnp.float32)
+        return -slope[:, None, None] * distance(q_positions, k_positions).astype(jnp.float32)[:, None]
+
+
+class KerpleLog(PositionalEncoding):
+    """KERPLE, logarithmic: -r1 log(1 + r2 d), r1, r2 > 0 trained for each head and shared by the layers (arXiv
+    2205.09921, section 4). As in its released code, r1 starts uniform in (0, 2), r2 in (0, 1), and both are kept above
+    0.01."""
+
+    def __init__(self, *, shape: Shape, rngs: nnx.Rngs):
+        first, second = _uniform(rngs, (2, shape.heads))
+        self.r1 = nnx.Param(2 * first, axes=("heads",), decays=False)
+        self.r2 = nnx.Param(second, axes=("heads",), decays=False)
+
+    def bias(self, q_positions: Positions, k_positions: Positions) -> Float[Array, "#B N T S"]:
+        r1, r2 = (jnp.maximum(r[...], 0.01)[:, None, None] for r in (self.r1, self.r2))
+        return -r1 * jnp.log1p(r2 * _away(q_positions, k_positions))
+
+
+class KerplePower(PositionalEncoding):
+    """KERPLE, power: -r1 d ** r2, r1 > 0 and 0 < r2 <= 2 trained for each head and shared by the layers (arXiv
+    2205.09921, section 4). r1 starts uniform in (0, 1), r2 in (0, 2)."""
+
+    def __init__(self, *, shape: Shape, rngs: nnx.Rngs):
+        first, second = _uniform(rngs, (2, shape.heads))
+        self.r1 = nnx.Param(first, axes=("heads",), decays=False)
+        self.r2 = nnx.Param(2 * second, axes=("heads",), decays=False)
+
+    def bias(self, q_positions: Positions, k_positions: Positions) -> Float[Array, "#B N T S"]:
+        r1 = jnp.maximum(self.r1[...], 0.01)[:, None, None]
+        r2 = jnp.clip(self.r2[...], 0.01, 2)[:, None, None]
+        away = _away(q_positions, k_positions)
+        # At distance 0 the power is 0 and its gradient, through log 0, is not a number.
+        power = jnp.exp(r2 * jnp.log(jnp.where(away > 0, away, 1.0)))
+        return -r1 * jnp.where(away > 0, power, 0.0)
+
+
+class FIRE(PositionalEncoding):
+    """Functional interpolation: an MLP of log(1 + c d) / log(1 + c max(i, L)), d the distance and i the query's index,
+    to a bias for each head, shared by the layers (arXiv 2310.04418, section 3).
+
+    `hidden` units (32 in the paper); the threshold L starts at `threshold` tokens and c at 0.1. Dividing by what the
+    query could see makes the longest distance 1 at any length, and so the bias not invariant to shifts.
+    """
+
+    def __init__(self, hidden: int, threshold: float, *, shape: Shape, rngs: nnx.Rngs):
+        if hidden < 1 or not threshold > 0:
+            raise Refusal(f"model.position.hidden={hidden}, threshold={threshold}: both must be above 0")
+        self.threshold = threshold
+        # As the paper's code has them: uniform within 1 / sqrt(inputs).
+        first, start = _uniform(rngs, (2, hidden))
+        second, end = _uniform(rngs, (hidden, shape.heads)), _uniform(rngs, (shape.heads,))
+        spread = lambda x, inputs: (2 * x - 1) / math.sqrt(inputs)  # noqa: E731
+        self.first = nnx.Param(spread(first, 1), axes=("unit",), decays=False)
+        self.start = nnx.Param(spread(start, 1), axes=("unit",), decays=False)
+        self.second = nnx.Param(spread(second, hidden), axes=("unit", "heads"), decays=False)
+        self.end = nnx.Param(spread(end, hidden), axes=("heads",), decays=False)
+        self.c = nnx.Param(jnp.full((), 0.1), axes=(), decays=False)
+        self.reach = nnx.Param(jnp.ones(()), axes=(), decays=False)  # times `threshold`
+
+    def bias(self, q_positions: Positions, k_positions: Positions) -> Float[Array, "#B N T S"]:
+        spread = lambda x: jnp.log1p(jnp.abs(self.c[...] * x))  # noqa: E731
+        most = jnp.maximum(q_positions.index.astype(jnp.float32), jnp.abs(self.threshold * self.reach[...]))
+        share = spread(_away(q_positions, k_positions)[:, 0]) / (spread(most)[:, :, None] + 1e-6)
+        units = jax.nn.relu(share[..., None] * self.first[...] + self.start[...])
+        return jnp.einsum("btsu,un->bnts", units, self.second[...]) + self.end[...][:, None, None]
+
+
+class Sandwich(PositionalEncoding):
+    """The product of two sinusoids, as a bias: sum over i < size/2 of cos(d / 10000 ** (2 i / size)), divided by
+    8 h / heads in head h = 1, 2, ... (arXiv 2212.10356, section 4; size 128 there)."""
+
+    def __init__(self, size: int, *, shape: Shape, rngs: nnx.Rngs):
+        if size < 2 or size % 2:
+            raise Refusal(f"model.position.size={size}: must be an even number of at least 2 (128 in the paper)")
+        self.size, self.heads = size, shape.heads
+
+    def bias(self, q_positions: Positions, k_positions: Positions) -> Float[Array, "#B N T S"]:
+        frequency = frequencies(self.size, 10_000.0)
+        # As a product of sinusoids, by the addition theorem: the cosines of [T S size/2] angles would be 60 times more.
+        waves = [angles(positions.index, frequency) for positions in (q_positions, k_positions)]
+        q, k = (jnp.concatenate([jnp.sin(wave), jnp.cos(wave)], axis=-1) for wave in waves)
+        ratio = jnp.arange(1, self.heads + 1) * 8 / self.heads
+        return jnp.einsum("btd,bsd->bts", q, k)[:, None] / ratio[:, None, None]
+
+
+def _away(q_positions: Positions, k_positions: Positions) -> Float[Array, "B 1 T S"]:
+    return jnp.abs(distance(q_positions, k_positions)).astype(jnp.float32)[:, None]
+
+
+def _uniform(rngs: nnx.Rngs, size: tuple[int, ...]) -> Float[Array, "..."]:
+    return jax.random.uniform(rngs.position(), size)

@@ -29,7 +29,7 @@ def test_the_documented_keys_are_there():
 def test_a_string_picks_the_encoding_and_its_row(name):
     config = entry.plain(lm.get_config(f"position={name}"))
     row = dict(POSITIONS[name])
-    row |= {"limit": config["data"]["length"]} if "limit" in row else {}
+    row |= {key: config["data"]["length"] for key in ("limit", "trained") if key in row}
     assert config["model"]["position"] == {"name": name, **row}
 
 

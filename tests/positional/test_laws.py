@@ -1,5 +1,7 @@
 """The laws that hold over all encodings, and the properties that each one claims."""
 
+import hypothesis
+import hypothesis.strategies
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ from flax import nnx
 
 from configs.presets import POSITIONS
 from rope_lm import positional
-from rope_lm.positional.rotary import angles, frequencies, rotate
+from rope_lm.positional.rotary import angles, frequencies, rotate, upper_bound
 from rope_lm.positions import Positions, contiguous, packed
 from rope_lm.refusal import Refusal
 from tests.models import LENGTH, model, position, tokens
@@ -19,8 +21,28 @@ CLAIMS = {
     "learned": {"shift_invariant": False, "sees_order": True, "limited": True},
     "sinusoidal": {"shift_invariant": False, "sees_order": True, "limited": False},
     "relative_bias": {"shift_invariant": True, "sees_order": True, "limited": False},
+    "alibi": {"shift_invariant": True, "sees_order": True, "limited": False},
+    "kerple_log": {"shift_invariant": True, "sees_order": True, "limited": False},
+    "kerple_power": {"shift_invariant": True, "sees_order": True, "limited": False},
+    "fire": {"shift_invariant": False, "sees_order": True, "limited": False},
+    "sandwich": {"shift_invariant": True, "sees_order": True, "limited": False},
     "rotary": {"shift_invariant": True, "sees_order": True, "limited": False},
+    "rotary_partial": {"shift_invariant": True, "sees_order": True, "limited": False},
+    "rotary_layered": {"shift_invariant": True, "sees_order": True, "limited": False},
+    "rotary_linear": {"shift_invariant": True, "sees_order": True, "limited": False},
+    "rotary_ntk": {"shift_invariant": True, "sees_order": True, "limited": False},
+    "rotary_dynamic": {"shift_invariant": True, "sees_order": True, "limited": False},
+    "yarn": {"shift_invariant": True, "sees_order": True, "limited": False},
+    "llama3": {"shift_invariant": True, "sees_order": True, "limited": False},
+    "xpos": {"shift_invariant": True, "sees_order": True, "limited": False},
+    "p_rope": {"shift_invariant": True, "sees_order": True, "limited": False},
+    "shaw": {"shift_invariant": True, "sees_order": True, "limited": False},
+    "transformer_xl": {"shift_invariant": True, "sees_order": True, "limited": False},
+    "cope": {"shift_invariant": True, "sees_order": True, "limited": False},
 }
+place = hypothesis.strategies.integers(0, 100_000)
+half = hypothesis.strategies.integers(1, 32)
+base = hypothesis.strategies.floats(2, 1e7)
 every_encoding = pytest.mark.parametrize("name", sorted(positional.ENCODINGS))
 
 
@@ -29,10 +51,17 @@ def claimants(claim: str, holds: bool = True) -> pytest.MarkDecorator:
 
 
 def strong(name: str, **changes: object):
-    """A model whose bias is as large as its logits: T5's initial 0.02 would hide a mistake in it."""
+    """A model whose trained vectors are as large as its logits: initial values near 0 would hide a mistake in them."""
+    if "scale" in POSITIONS[name]:
+        changes = {"position": position(name)} | changes
+        changes["position"] = changes["position"] | {"scale": 1.0}
+    if name == "fire":
+        changes["position"] = position(name) | {"threshold": 8.0}
+    if name == "rotary_layered" and changes.get("layers") == 1:
+        changes["position"] = position(name) | {"bases": (10_000.0,)}
     made = model(name, **changes)
-    if name == "relative_bias":
-        made.position.table[...] = made.position.table[...] * 50
+    if name == "fire":
+        made.position.second[...] = 10 * made.position.second[...]
     return made
 
 
@@ -50,6 +79,18 @@ def test_cached_decoding_equals_the_full_forward_pass(name):
         pieces.append(logits)
         at += size
     np.testing.assert_allclose(jnp.concatenate(pieces, 1), full, atol=2e-5)
+
+
+@every_encoding
+def test_decoding_goes_on_after_the_oldest_half_of_the_cache_was_dropped(name):
+    """Slots are given up and the rest moves to the front: what is left keeps its positions."""
+    made, text = strong(name), tokens(2)
+    _, cache = made(text[:, :20], contiguous(20), made.cache(2, LENGTH))
+    hidden = cache._replace(positions=cache.positions._replace(segment=cache.positions.segment.at[:, :10].set(0)))
+    kept, _ = made(text[:, 20:], contiguous(LENGTH - 20, 20), hidden)
+    moved, _ = made(text[:, 20:], contiguous(LENGTH - 20, 20), cache.forget(10))
+    np.testing.assert_allclose(moved, kept, atol=2e-5)
+    assert jnp.abs(moved - made(text)[0][:, 20:]).max() > 1e-3, "the dropped half is not seen any more"
 
 
 @every_encoding
@@ -99,8 +140,8 @@ def test_shifting_all_positions_changes_nothing_where_that_is_claimed(name):
 @every_encoding
 def test_order_is_seen_where_that_is_claimed(name):
     """The last token's logits, when two earlier tokens of a one-layer model change places."""
-    made, text = strong(name, layers=1), tokens(1).at[0, 3].set(1).at[0, 9].set(2)
-    swapped = text.at[0, 3].set(2).at[0, 9].set(1)
+    made, text = strong(name, layers=1), tokens(1).at[0, 27].set(1).at[0, 29].set(2)
+    swapped = text.at[0, 27].set(2).at[0, 29].set(1)
     difference = jnp.abs(made(text)[0] - made(swapped)[0])[0, -1].max()
     assert (difference > 1e-3) == CLAIMS[name]["sees_order"]
 
@@ -121,11 +162,38 @@ def test_without_a_limit_any_index_is_finite(name):
     assert bool(jnp.isfinite(model(name)(tokens(1), contiguous(LENGTH, 1_000_000))[0]).all())
 
 
-def test_rotation_preserves_norms():
-    x = jax.random.normal(jax.random.key(0), (2, LENGTH, 4, 8))
-    turned = rotate(x, angles(contiguous(LENGTH, 12345).index, frequencies(8, 1e4)))
+@hypothesis.given(place, half, base, hypothesis.strategies.integers(0, 2**31 - 1))
+def test_rotation_preserves_norms(start, planes, base, seed):
+    x = jax.random.normal(jax.random.key(seed), (2, 8, 4, 2 * planes))
+    turned = rotate(x, angles(contiguous(8, start).index, frequencies(2 * planes, base)))
     np.testing.assert_allclose(jnp.linalg.norm(turned, axis=-1), jnp.linalg.norm(x, axis=-1), rtol=1e-5)
-    assert jnp.abs(turned - x).max() > 0.1
+    assert start == 0 or jnp.abs(turned - x).max() > 1e-3
+
+
+@hypothesis.given(place, place, place, half, base)
+def test_a_rotated_product_hangs_on_the_distance_alone(first, second, shift, planes, base):
+    q, k = jax.random.normal(jax.random.key(planes), (2, 1, 1, 1, 2 * planes))
+    turned = lambda x, at: rotate(x, angles(jnp.array([[at]]), frequencies(2 * planes, base)))  # noqa: E731
+    products = [jnp.vdot(turned(q, first + by), turned(k, second + by)) for by in (0, shift)]
+    np.testing.assert_allclose(*products, atol=2e-3 * planes)
+
+
+@pytest.mark.parametrize("index", [1, 1023, 1024, 99_999, 1_000_000, 2_000_000])
+def test_angles_are_right_to_a_milliradian_at_a_million(index):
+    exact = np.float64(index) * frequencies(64, 1e4)
+    ours = np.asarray(angles(jnp.array([[index]]), frequencies(64, 1e4))[0, 0], np.float64)
+    off = np.abs(np.exp(1j * ours) - np.exp(1j * exact)).max()
+    assert off < 1e-3
+    naive = np.float32(index) * frequencies(64, 1e4).astype(np.float32)
+    assert index < 1_000_000 or np.abs(np.exp(1j * naive.astype(np.float64)) - np.exp(1j * exact)).max() > 1e-2
+
+
+def test_a_far_pairs_expected_score_decays():
+    """RoFormer, section 3.4.3: what bounds the score of two tokens falls with their distance."""
+    bound = upper_bound(frequencies(128, 1e4), np.arange(0, 257))
+    assert bound[0] == pytest.approx(32.5) and bound[1] < bound[0]
+    windows = bound[1:].reshape(8, 32).mean(1)
+    assert (np.diff(windows) < 0).all(), "on average, every 32 tokens farther"
 
 
 def test_rotation_is_the_papers_matrix():
@@ -184,6 +252,22 @@ def test_the_model_draws_shared_parameters_without_regard_to_the_encoding():
         ({"name": "rotary", "base": 0.5}, "model.position.base=0.5: must be above 1"),
         ({"name": "learned", "limit": 0, "scale": 1.0}, "model.position.limit=0: must be at least 1"),
         ({"name": "relative_bias", "buckets": 32, "farthest": 8, "scale": 1.0}, "farthest > buckets/2"),
+        ({"name": "rotary_partial", "base": 1e4, "fraction": 1.5}, "fraction=1.5: must be above 0 and at most 1"),
+        (
+            {"name": "rotary_partial", "base": 1e4, "fraction": 0.1},
+            "fraction=0.1: turns nothing in a head of 8; at least 0.25",
+        ),
+        ({"name": "p_rope", "base": 1e4, "fraction": 0.0}, "fraction=0.0: must be above 0"),
+        ({"name": "rotary_linear", "base": 1e4, "factor": 0.5}, r"factor=0.5: must be at least 1 \(how many times"),
+        ({"name": "rotary_layered", "bases": (1e4, 0, 0)}, "a pattern of 3 layers, the model has 2"),
+        ({"name": "rotary_layered", "bases": (0.5,)}, "bases=0.5: must be above 1"),
+        ({"name": "yarn", "base": 1e4, "factor": 2, "trained": 8, "fast": 1, "slow": 2}, "fast=1: must be above 2"),
+        ({"name": "llama3", "base": 1e4, "factor": 2, "trained": 8, "low": 4, "high": 1}, "high=1: must be above 4"),
+        ({"name": "xpos", "base": 1e4, "fade": 0}, "fade=0: must be above 0"),
+        ({"name": "sandwich", "size": 3}, "size=3: must be an even number"),
+        ({"name": "fire", "hidden": 0, "threshold": 1.0}, "both must be above 0"),
+        ({"name": "shaw", "farthest": 0, "scale": 1.0}, "farthest=0: must be at least 1"),
+        ({"name": "cope", "positions": 1, "scale": 0.0}, "positions=1: must be at least 2"),
     ],
 )
 def test_a_mistake_in_the_encoding_is_one_line(row, words):

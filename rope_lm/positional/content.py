@@ -1,0 +1,142 @@
+"""Encodings that act on the attention logits by way of what the tokens say."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from rope_lm.positional.base import PositionalEncoding, Shape
+from rope_lm.positional.bias import distance
+from rope_lm.positional.rotary import angles, frequencies
+from rope_lm.positions import Positions, visible
+from rope_lm.refusal import Refusal
+
+
+class Shaw(PositionalEncoding):
+    """Relative keys: q_i (k_j + a_(i-j)) / sqrt(H), a trained vector for each distance up to `farthest` tokens, beyond
+    which all share the last; of each layer, shared by its heads (arXiv 1803.02155, section 3.2, keys alone).
+
+    Initial values are normal with standard deviation `scale`.
+    """
+
+    def __init__(self, farthest: int, scale: float, *, shape: Shape, rngs: nnx.Rngs):
+        if farthest < 1:
+            raise Refusal(f"model.position.farthest={farthest}: must be at least 1, in tokens")
+        self.farthest = farthest
+        size = (shape.layers, farthest + 1, shape.head_size)
+        self.table = nnx.Param(
+            scale * jax.random.normal(rngs.position(), size), axes=("layer", "distance", "component"), decays=False
+        )
+
+    def score(
+        self,
+        q: Float[Array, "B T N H"],
+        k: Float[Array, "B S N H"],
+        q_positions: Positions,
+        k_positions: Positions,
+        layer: Int[Array, ""],
+    ) -> Float[Array, "B N T S"]:
+        by_distance = jnp.einsum("btnh,dh->bntd", q.astype(jnp.float32), self.table[...][layer])
+        away = jnp.clip(distance(q_positions, k_positions), 0, self.farthest)
+        # A product with one-hot rows: the gradient of a gather is a scatter, 10 times slower on the CPU.
+        chosen = jax.nn.one_hot(away, self.farthest + 1, dtype=jnp.float32)
+        chosen = jnp.broadcast_to(chosen, (q.shape[0], *chosen.shape[1:]))
+        return jnp.einsum("bntd,btsd->bnts", by_distance, chosen) / math.sqrt(q.shape[-1])
+
+
+class TransformerXL(PositionalEncoding):
+    """Transformer-XL's logits: ((q_i + u) k_j + (q_i + v) W R_(i-j)) / sqrt(H), R the sinusoids of a distance, u and v
+    shared by the layers, W of each layer (arXiv 1901.02860, section 3.3).
+
+    W has initial values with variance 1/D; u and v are normal with standard deviation `scale`.
+    """
+
+    def __init__(self, base: float, scale: float, *, shape: Shape, rngs: nnx.Rngs):
+        if shape.width % 2:
+            raise Refusal(f"transformer_xl pairs sines with cosines, model.width={shape.width} is odd: make it even")
+        self.base = base
+        draw = lambda size: jax.random.normal(rngs.position(), size)  # noqa: E731
+        heads = (shape.heads, shape.head_size)
+        self.u = nnx.Param(scale * draw(heads), axes=("heads", "component"), decays=False)
+        self.v = nnx.Param(scale * draw(heads), axes=("heads", "component"), decays=False)
+        self.weight = nnx.Param(
+            draw((shape.layers, *heads, shape.width)) / math.sqrt(shape.width),
+            axes=("layer", "heads", "component", "width"),
+            decays=False,
+        )
+
+    def rotate(
+        self,
+        q: Float[Array, "B T N H"],
+        k: Float[Array, "B S N H"],
+        q_positions: Positions,
+        k_positions: Positions,
+        layer: Int[Array, ""],
+    ) -> tuple[Float[Array, "B T N H"], Float[Array, "B S N H"]]:
+        return q + self.u[...].astype(q.dtype), k
+
+    def score(
+        self,
+        q: Float[Array, "B T N H"],
+        k: Float[Array, "B S N H"],
+        q_positions: Positions,
+        k_positions: Positions,
+        layer: Int[Array, ""],
+    ) -> Float[Array, "B N T S"]:
+        weight = self.weight[...][layer]
+        wave = jnp.einsum("btnh,nhd->btnd", q.astype(jnp.float32) + self.v[...], weight)
+        sine, cosine = jnp.split(wave, 2, axis=-1)
+        # sin(i - j) and cos(i - j) by the addition theorem: a product over D for any positions, instead of one row of R
+        # for each distance and a shift.
+        frequency = frequencies(weight.shape[-1], self.base)
+        at_q = angles(q_positions.index, frequency)[:, :, None]
+        at_k = angles(k_positions.index, frequency)
+        turned = jnp.concatenate(
+            [
+                sine * jnp.sin(at_q) + cosine * jnp.cos(at_q),
+                cosine * jnp.sin(at_q) - sine * jnp.cos(at_q),
+            ],
+            axis=-1,
+        )
+        waves = jnp.concatenate([jnp.cos(at_k), jnp.sin(at_k)], axis=-1)
+        waves = jnp.broadcast_to(waves, (q.shape[0], *waves.shape[1:]))
+        return jnp.einsum("btnd,bsd->bnts", turned, waves) / math.sqrt(q.shape[-1])
+
+
+class CoPE(PositionalEncoding):
+    """Contextual positions: a key's position is the sum of gates sigmoid(q k / sqrt(H)) from it to the query, and its
+    logit q e[p], interpolated between whole p, the last of `positions` for all beyond (arXiv 2405.18719, section 4).
+
+    The vectors e are of each layer, shared by its heads; initial values are normal with standard deviation `scale` (0
+    in the paper).
+    """
+
+    def __init__(self, positions: int, scale: float, *, shape: Shape, rngs: nnx.Rngs):
+        if positions < 2:
+            raise Refusal(f"model.position.positions={positions}: must be at least 2")
+        self.positions = positions
+        size = (shape.layers, positions, shape.head_size)
+        self.table = nnx.Param(
+            scale * jax.random.normal(rngs.position(), size), axes=("layer", "position", "component"), decays=False
+        )
+
+    def score(
+        self,
+        q: Float[Array, "B T N H"],
+        k: Float[Array, "B S N H"],
+        q_positions: Positions,
+        k_positions: Positions,
+        layer: Int[Array, ""],
+    ) -> Float[Array, "B N T S"]:
+        q = q.astype(jnp.float32)
+        gates = jax.nn.sigmoid(jnp.einsum("btnh,bsnh->bnts", q, k.astype(jnp.float32)) / math.sqrt(q.shape[-1]))
+        gates = gates * visible(q_positions, k_positions, causal=True)
+        # Keys lie in the order of their positions, so those from a key to the query are those after it that are seen.
+        at = jnp.minimum(jnp.cumsum(gates[..., ::-1], axis=-1)[..., ::-1], self.positions - 1)
+        logits = jnp.einsum("btnh,ph->bntp", q, self.table[...][layer])
+        below = jnp.minimum(at.astype(jnp.int32), self.positions - 2)
+        part = at - below
+        pick = lambda index: jnp.take_along_axis(logits, index, axis=-1)  # noqa: E731
+        return pick(below) * (1 - part) + pick(below + 1) * part
