@@ -38,12 +38,15 @@ class Shaw(PositionalEncoding):
         k_positions: Positions,
         layer: Int[Array, ""],
     ) -> Float[Array, "B N T S"]:
-        by_distance = jnp.einsum("btnh,dh->bntd", q.astype(jnp.float32), self.table[...][layer])
+        by_distance = jnp.einsum("btnh,dh->btnd", q.astype(jnp.float32), self.table[...][layer])
         away = jnp.clip(distance(q_positions, k_positions), 0, self.farthest)
         # A product with one-hot rows: the gradient of a gather is a scatter, 10 times slower on the CPU.
         chosen = jax.nn.one_hot(away, self.farthest + 1, dtype=jnp.float32)
-        chosen = jnp.broadcast_to(chosen, (q.shape[0], *chosen.shape[1:]))
-        return jnp.einsum("bntd,btsd->bnts", by_distance, chosen) / math.sqrt(q.shape[-1])
+        if chosen.shape[0] == 1:  # the same positions in every row: one product for all rows and heads
+            score = jnp.einsum("btnd,tsd->bnts", by_distance, chosen[0])
+        else:
+            score = jnp.einsum("btnd,btsd->bnts", by_distance, chosen)
+        return score / math.sqrt(q.shape[-1])
 
 
 class TransformerXL(PositionalEncoding):

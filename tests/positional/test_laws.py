@@ -10,7 +10,7 @@ from flax import nnx
 
 from configs.presets import POSITIONS
 from rope_lm import positional
-from rope_lm.positional.rotary import angles, frequencies, rotate, upper_bound
+from rope_lm.positional.rotary import angles, frequencies, rotate, upper_bound, wave
 from rope_lm.positions import Positions, contiguous, packed
 from rope_lm.refusal import Refusal
 from tests.models import LENGTH, model, position, tokens
@@ -165,7 +165,7 @@ def test_without_a_limit_any_index_is_finite(name):
 @hypothesis.given(place, half, base, hypothesis.strategies.integers(0, 2**31 - 1))
 def test_rotation_preserves_norms(start, planes, base, seed):
     x = jax.random.normal(jax.random.key(seed), (2, 8, 4, 2 * planes))
-    turned = rotate(x, angles(contiguous(8, start).index, frequencies(2 * planes, base)))
+    turned = rotate(x, wave(angles(contiguous(8, start).index, frequencies(2 * planes, base))))
     np.testing.assert_allclose(jnp.linalg.norm(turned, axis=-1), jnp.linalg.norm(x, axis=-1), rtol=1e-5)
     assert start == 0 or jnp.abs(turned - x).max() > 1e-3
 
@@ -173,7 +173,7 @@ def test_rotation_preserves_norms(start, planes, base, seed):
 @hypothesis.given(place, place, place, half, base)
 def test_a_rotated_product_hangs_on_the_distance_alone(first, second, shift, planes, base):
     q, k = jax.random.normal(jax.random.key(planes), (2, 1, 1, 1, 2 * planes))
-    turned = lambda x, at: rotate(x, angles(jnp.array([[at]]), frequencies(2 * planes, base)))  # noqa: E731
+    turned = lambda x, at: rotate(x, wave(angles(jnp.array([[at]]), frequencies(2 * planes, base))))  # noqa: E731
     products = [jnp.vdot(turned(q, first + by), turned(k, second + by)) for by in (0, shift)]
     np.testing.assert_allclose(*products, atol=2e-3 * planes)
 
@@ -207,14 +207,16 @@ def test_rotation_is_the_papers_matrix():
             [np.sin(angle), np.cos(angle)],
         ]
     x = np.random.default_rng(0).normal(size=size)
-    ours = rotate(jnp.asarray(x, jnp.float32)[None, None, None], angles(jnp.array([[at]]), frequencies(size, 1e4)))
+    ours = rotate(
+        jnp.asarray(x, jnp.float32)[None, None, None], wave(angles(jnp.array([[at]]), frequencies(size, 1e4)))
+    )
     np.testing.assert_allclose(ours[0, 0, 0], matrix @ x, atol=1e-5)
 
 
 def test_angles_are_float32_under_bfloat16():
     """bfloat16 rounds 257 to 256: the two positions would then be one."""
     x = jnp.ones((1, 2, 1, 8), jnp.bfloat16)
-    turned = rotate(x, angles(jnp.array([[256, 257]]), frequencies(8, 1e4)))
+    turned = rotate(x, wave(angles(jnp.array([[256, 257]]), frequencies(8, 1e4))))
     assert turned.dtype == jnp.bfloat16
     assert jnp.abs(turned[0, 0] - turned[0, 1]).astype(jnp.float32).max() > 0.1
 
