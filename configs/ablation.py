@@ -13,7 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import lm
-from configs.presets import pick
+from configs.presets import POSITIONS, pick
 
 Arm = tuple[str, dict[str, Any]]
 
@@ -37,7 +37,15 @@ def tuning(base: ConfigDict) -> Iterator[Arm]:
         yield name, _position(name, base)
 
 
-SWEEPS = {"quick": quick, "tuning": tuning}
+def encodings(base: ConfigDict) -> Iterator[Arm]:
+    """Every encoding at one rate, that of most of TUNED: the others may do better at a rate of their own."""
+    base.seeds = (0, 1, 2)
+    base.optimizer.rate = (1.2e-2,)
+    for name in POSITIONS:
+        yield name, _position(name, base)
+
+
+SWEEPS = {"quick": quick, "tuning": tuning, "encodings": encodings}
 
 
 def _position(name: str, base: ConfigDict) -> dict[str, Any]:
