@@ -38,7 +38,7 @@ class Checkpoints:
     def __init__(self, directory: Path, keep: int):
         self.directory, self.keep = directory.absolute(), keep
         self.directory.mkdir(parents=True, exist_ok=True)
-        for folder in self._folders():
+        for folder in _by_step(self.directory):
             if not (folder / SUMS).exists():
                 shutil.rmtree(folder)
         self.orbax = ocp.StandardCheckpointer()
@@ -59,7 +59,7 @@ class Checkpoints:
         None where there are none at all. One that is not whole is named, moved to `bad/` and the one before it is
         used. Raises Refusal when none is whole, and when the tree is another one than `abstract`.
         """
-        folders = self._folders()
+        folders = _by_step(self.directory)
         faults = []
         for folder in folders:
             fault = damage(folder)
@@ -76,6 +76,20 @@ class Checkpoints:
                 "from the start, or bring a whole checkpoint back"
             )
         return None
+
+    @staticmethod
+    def read(directory: Path, abstract: Any) -> Saved:
+        """The newest whole checkpoint of a run that another process may be training; changes nothing in the folder.
+
+        Raises Refusal when there is none that is whole, and when the tree is another one than `abstract`.
+        """
+        for folder in _by_step(directory) if directory.is_dir() else ():
+            if damage(folder) is None:
+                about = json.loads((folder / ABOUT).read_text())
+                _check_tree(folder, about["tree"], _describe(abstract))
+                with ocp.StandardCheckpointer() as orbax:
+                    return Saved(int(folder.name), orbax.restore(folder.absolute() / "state", abstract), about["note"])
+        raise Refusal(f"{str(directory)!r} holds no whole checkpoint: train the run, or let it save once")
 
     def save(self, step: int, tree: Any, note: Any = None) -> None:
         """Returns when Orbax holds the tree; it is written, summed and sealed behind, with a note that is JSON. A
@@ -103,22 +117,23 @@ class Checkpoints:
         try:
             self.orbax.wait_until_finished()  # the only place where Orbax tells of a full disk
             write_json(folder / SUMS, _sums(folder))
-            for old in self._folders()[self.keep :]:
+            for old in _by_step(self.directory)[self.keep :]:
                 shutil.rmtree(old)
         except BaseException as error:
             self.failure = _of_the_system(error, folder)
             shutil.rmtree(folder, ignore_errors=True)
-
-    def _folders(self) -> list[Path]:
-        """The newest first; by step, since a clock can be wrong."""
-        found = [each for each in self.directory.iterdir() if each.is_dir() and each.name.isdigit()]
-        return sorted(found, key=lambda each: -int(each.name))
 
     def _set_aside(self, folder: Path) -> Path:
         bad = self.directory / "bad"
         bad.mkdir(exist_ok=True)
         number = sum(each.name.startswith(folder.name) for each in bad.iterdir())
         return folder.rename(bad / f"{folder.name}.{number}")
+
+
+def _by_step(directory: Path) -> list[Path]:
+    """The checkpoints, the newest first; by step, since a clock can be wrong."""
+    found = [each for each in directory.iterdir() if each.is_dir() and each.name.isdigit()]
+    return sorted(found, key=lambda each: -int(each.name))
 
 
 def _check_tree(folder: Path, stored: dict[str, str], wanted: dict[str, str]) -> None:

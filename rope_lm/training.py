@@ -45,6 +45,7 @@ class Program(NamedTuple):
     init: Callable[[UInt[Array, "M"], Float[Array, "M"]], State]  # seeds, peak rates
     step: Callable[[State, Int[Array, "M B W"]], tuple[State, Metrics]]
     evaluate: Callable[[Any, Int[Array, "R W"]], tuple[Float[Array, "M T"], Float[Array, "T"]]]  # params, rows
+    model: Callable[[Any], Transformer]  # of the parameters of one member
     abstract: State  # shapes, dtypes and shardings
     rows: jax.sharding.Sharding  # of the rows of a step
 
@@ -81,9 +82,12 @@ def make(
     adam = optimizer.make(**bind(optimizer.make, optimization, "optimizer", given))
     sharding.check(mesh.shape, members, _share(batch, adam.accumulate), model["width"], model["heads"], model["hidden"])
 
+    def of(params: Any) -> Transformer:
+        return nnx.merge(graph, nnx.State(params))
+
     def forward(params: Any, rows: Int[Array, "B W"]) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
         example = objective.causal(rows)
-        logits, _ = nnx.merge(graph, nnx.State(params))(example.inputs)
+        logits, _ = of(params)(example.inputs)
         return objective.cross_entropy(logits, example.targets) * example.weights, example.weights
 
     def loss(params: Any, rows: Int[Array, "B W"]) -> Float[Array, ""]:
@@ -154,6 +158,7 @@ def make(
         init=jax.jit(init, out_shardings=shardings),
         step=jax.jit(step, in_shardings=(shardings, rows), out_shardings=(shardings, whole), donate_argnums=0),
         evaluate=jax.jit(evaluate, in_shardings=(shardings.params, whole), out_shardings=whole),
+        model=of,
         abstract=abstract,
         rows=rows,
     )

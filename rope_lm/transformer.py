@@ -204,8 +204,9 @@ class Transformer(nnx.Module):
     def cache(self, batch: int, size: int) -> Cache:
         """An empty cache for `size` tokens of `batch` rows."""
         shape = (self.layers, batch, size, self.heads, self.width // self.heads)
-        empty = jnp.zeros((batch, size), jnp.int32)
-        return Cache(jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype), Positions(empty, empty), jnp.int32(0))
+        empty = lambda: jnp.zeros((batch, size), jnp.int32)  # noqa: E731 (an array of its own: a cache may be donated)
+        keys, values = jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype)
+        return Cache(keys, values, Positions(empty(), empty()), jnp.int32(0))
 
 
 def _append(cache: Cache, positions: Positions, batch: int) -> Positions:

@@ -22,7 +22,8 @@ FLOORS = [
     ["training", "journal"],
     ["checkpoint", "progress"],
     ["run"],
-    ["launch", "analysis", "benchmark", "verification"],
+    ["launch", "analysis", "benchmark", "verification", "trained"],
+    ["generate", "extrapolation"],
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

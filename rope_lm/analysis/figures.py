@@ -1,6 +1,6 @@
 """The figures: for print, for the colour-blind, and for a page in the dark. The same data gives the same bytes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -13,6 +13,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from rope_lm.analysis.comparison import Arm, Tuning
 from rope_lm.analysis.convergence import interval
+from rope_lm.analysis.runs import Run
 
 # Okabe and Ito's colours, each with a dash and a marker of its own: a line can be told apart without its colour.
 STYLES = [
@@ -49,9 +50,17 @@ def style(name: str, others: Sequence[str]) -> dict[str, object]:
     """Colour, dash and marker of an arm; the same arm looks the same in every figure."""
     free = [i for i in range(len(STYLES)) if i not in FIXED.values()]
     strangers = sorted(set(others) - set(FIXED))
-    number = FIXED[name] if name in FIXED else free[strangers.index(name) % len(free)]
-    color, dash, marker = STYLES[number]
+    # The colours that are left first; where there are more arms, all colours again with other dashes and markers.
+    number = FIXED[name] if name in FIXED else [*free, *range(len(STYLES), 7 * len(STYLES))][strangers.index(name)]
+    again, number = divmod(number, len(STYLES))
+    color, dash, marker = (STYLES[(number + again * shift) % len(STYLES)][part] for part, shift in enumerate((0, 1, 3)))
     return {"color": color, "linestyle": dash, "marker": marker}
+
+
+def _legend(axes: plt.Axes) -> None:
+    """In the axes, or beside them where it would cover the lines."""
+    many = len(axes.get_legend_handles_labels()[1]) > 8
+    axes.legend(**({"loc": "upper left", "bbox_to_anchor": (1.01, 1), "fontsize": 8} if many else {}))
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -100,7 +109,7 @@ def loss_curves(axes: plt.Axes, arms: Sequence[Arm]) -> None:
     highest = max(np.interp(first, arm.run.curves[0].steps, arm.run.curves[0].nats) for arm in arms)
     lowest = min(arm.final.mean for arm in arms)
     axes.set_ylim(lowest - 0.03 * (highest - lowest), highest)
-    axes.legend()
+    _legend(axes)
 
 
 @drawn((7.2, 2.8))
@@ -148,7 +157,7 @@ def profile(axes: plt.Axes, arms: Sequence[Arm], treatment: str) -> None:
     axes.set_ylim(min(0.8, min(means, default=1) * 0.9), max(1.2, max(means, default=1) * 1.15))
     axes.invert_xaxis()
     axes.set(xlabel="target: validation loss, nats per token (harder to the right)", ylabel=f"speed-up of {treatment}")
-    axes.legend()
+    _legend(axes)
 
 
 @drawn((7.2, 3.8))
@@ -164,7 +173,44 @@ def sensitivity(axes: plt.Axes, tunings: Sequence[Tuning]) -> None:
     rates = sorted({rate for tuning in tunings for rate in tuning.rates})
     axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.legend()
+    _legend(axes)
+
+
+@drawn((7.2, 4.2))
+def beyond(axes: plt.Axes, runs: Sequence[Run]) -> None:
+    """Loss against the length of the text that is read, in pieces that do not overlap; thin lines are rotary scaled at
+    evaluation. A line ends where the encoding does."""
+    for name, look, rows in _evaluated(runs):
+        lengths = [row["multiple"] * row["length"] for row in rows]
+        axes.plot(lengths, [np.mean(row["apart"]) for row in rows], label=name, markersize=5, **look)
+    lengths = sorted({row["multiple"] * run.beyond["length"] for run in runs for row in run.beyond["rows"]})
+    axes.set(xscale="log", xlabel="tokens read at once (trained on the fewest)", ylabel="nats per token")
+    axes.set_xticks(lengths, [f"{length:,}" for length in lengths])
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    _legend(axes)
+
+
+@drawn((7.2, 4.2))
+def by_position(axes: plt.Axes, runs: Sequence[Run]) -> None:
+    """Loss by position in the longest text that was read; the upright line is the trained length."""
+    for name, look, rows in _evaluated(runs):
+        row = rows[-1]
+        axes.plot(row["positions"], np.mean(row["by_position"], 0), label=name, **look | {"marker": ""})
+    axes.axvline(max(run.beyond["length"] for run in runs), color=GREY, linewidth=1)
+    axes.set(xscale="log", xlabel="place in the piece, in tokens", ylabel="nats per token")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    _legend(axes)
+
+
+def _evaluated(runs: Sequence[Run]) -> Iterator[tuple[str, dict, list[dict]]]:
+    """Name, look and rows of each line: the runs as they were trained, then as they were scaled."""
+    names = [run.arm for run in runs]
+    for run in runs:
+        for scaling in dict.fromkeys(row["scaling"] for row in run.beyond["rows"]):
+            rows = [row | {"length": run.beyond["length"]} for row in run.beyond["rows"] if row["scaling"] == scaling]
+            name = f"{run.arm} as {scaling}" if scaling else run.arm
+            look = style(name, [*names, *(f"{run.arm} as {row['scaling']}" for row in run.beyond["rows"])])
+            yield name, look | ({"linewidth": 1} if scaling else {}), rows
 
 
 @drawn((7.2, 3.4))

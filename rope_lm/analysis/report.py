@@ -68,6 +68,9 @@ def _draw(comparisons: Sequence, tunings: Sequence[Tuning], treatment: str, fold
         if any(arm.speedup for arm in arms):
             wanted[f"{name}speedup"] = figures.speedups(arms, treatment)
             wanted[f"{name}profile"] = figures.profile(arms, treatment)
+        if read := [run for run in sweep.runs if run.beyond["rows"]]:
+            wanted[f"{name}beyond"] = figures.beyond(read)
+            wanted[f"{name}position"] = figures.by_position(read)
     if tunings:
         wanted["tuning"] = figures.sensitivity(tunings)
     drawings = {}
@@ -129,6 +132,10 @@ def _arm(sweep: Sweep, arm: Arm, treatment: str) -> dict[str, Any]:
         "batches": run.batches,
         "bits_per_byte": arm.bits_per_byte,
         "area": arm.area,
+        "beyond": [
+            {key: row[key] for key in ("multiple", "scaling", "seeds", "apart", "sliding")}
+            for row in run.beyond["rows"]
+        ],
         "steps_to_target": {"target": arm.target, "own": arm.steps, treatment: arm.treated_steps},
         f"speedup_of_{treatment}": over
         and {

@@ -37,6 +37,7 @@ class Run:
     manifest: dict[str, Any]
     status: dict[str, Any]
     rows: list[dict[str, Any]]
+    beyond: dict[str, Any]  # what scripts.extrapolate found; no rows where it was not run
 
     @property
     def encoding(self) -> str:
@@ -131,7 +132,10 @@ def _load_run(folder: Path, root: Path) -> Run:
         missing = [key for key in keys if not isinstance(value, dict) or key not in value]
         if missing:
             raise Refusal(f"{path} is not a run's (it lacks {', '.join(missing)}): move it away or repair it")
-    return Run(folder, arm, config, manifest, status, _rows(folder / "metrics.jsonl"))
+    beyond = _json(folder / "extrapolation.json", {"length": 0, "rows": []})
+    if not isinstance(beyond, dict) or not {"length", "rows"} <= beyond.keys():
+        raise Refusal(f"{folder / 'extrapolation.json'} is not what scripts.extrapolate writes: make it again")
+    return Run(folder, arm, config, manifest, status, _rows(folder / "metrics.jsonl"), beyond)
 
 
 def _json(path: Path, missing: Any) -> Any:

@@ -1,0 +1,59 @@
+"""Sampling from a model, one token at a time, with a cache of keys and values."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from rope_lm.positions import contiguous
+from rope_lm.refusal import Refusal
+from rope_lm.transformer import Cache, Transformer
+
+
+def pick(
+    logits: Float[Array, "V"], key: jax.Array, temperature: float | Float[Array, ""], top_p: float | Float[Array, ""]
+) -> Int[Array, ""]:
+    """A token drawn from softmax(logits / temperature), among the likeliest that together have probability `top_p`
+    (nucleus sampling, arXiv 1904.09751, section 3.1); the likeliest token at temperature 0."""
+    order = jnp.argsort(-logits)
+    sharp = logits[order] / jnp.maximum(temperature, 1e-6)
+    likely = jax.nn.softmax(sharp)
+    before = jnp.cumsum(likely) - likely  # the first token has nothing before it and always stays
+    drawn = order[jax.random.categorical(key, jnp.where(before < top_p, sharp, -jnp.inf))]
+    return jnp.where(temperature == 0, order[0], drawn)
+
+
+def generate(
+    model: Transformer, prompt: Sequence[int] | np.ndarray, count: int, temperature: float, top_p: float, seed: int
+) -> Iterator[int]:
+    """`count` tokens after those of the prompt, as they are drawn; the same for the same arguments.
+
+    Raises Refusal for a prompt without a token, for settings that cannot be, and where the encoding ends before.
+    """
+    if not len(prompt):
+        raise Refusal("the prompt has no token: begin with the separator where there is no text")
+    if count < 1 or temperature < 0 or not 0 < top_p <= 1:
+        raise Refusal(
+            f"tokens={count}, temperature={temperature}, top_p={top_p}: tokens must be at least 1, temperature at "
+            "least 0, and top_p above 0 and at most 1"
+        )
+    model.position.check(len(prompt) + count)
+    graph, state = nnx.split(model)
+
+    @partial(jax.jit, donate_argnums=1)
+    def read(state: nnx.State, cache: Cache, tokens: jax.Array, start: jax.Array, key: jax.Array) -> tuple:
+        at = contiguous(tokens.shape[1])
+        logits, cache = nnx.merge(graph, state)(tokens, at._replace(index=at.index + start), cache)
+        return pick(logits[0, -1], key, temperature, top_p), cache
+
+    key, at = jax.random.key(seed), 0
+    tokens, cache = jnp.asarray(prompt, jnp.int32)[None], model.cache(1, len(prompt) + count)
+    for number in range(count):
+        token, cache = read(state, cache, tokens, jnp.int32(at), jax.random.fold_in(key, number))
+        at += tokens.shape[1]
+        tokens = token[None, None]
+        yield int(token)

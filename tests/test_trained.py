@@ -1,0 +1,147 @@
+"""A trained run in use: sampling from it, and reading with it beyond the length that it was trained on."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import lm
+from rope_lm import extrapolation, journal, run, trained
+from rope_lm.data import Data
+from rope_lm.generate import generate, pick
+from rope_lm.refusal import Refusal
+from scripts import entry
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def runs(text, cache, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("sweep")
+    for name in ("rotary", "learned", "relative_bias"):
+        config = lm.get_config(f"position={name},data=text:{text}")
+        config.steps, config.seeds = 150, (0, 1)
+        config.every.update({"evaluate": 50, "save": 100, "log": 50})
+        config.data.update({"length": 32, "batch": 8, "validation": 6, "cache": cache})
+        config.model.update({"width": 32, "heads": 2, "layers": 1, "hidden": 64})
+        run.train(entry.plain(config), folder / name, journal.provenance(["test"], {}))
+    return folder
+
+
+def call(*words: object) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", *map(str, words)], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_the_models_are_those_that_the_run_validated(runs):
+    """The last validation loss again, from the loaded parameters and the text."""
+    made = trained.load(runs / "rotary")
+    text: Data = run.plan(_tuples(made.config)).data
+    for member, model in enumerate(made.models):
+        rows = [row for row in journal.read_rows(runs / "rotary" / "metrics.jsonl") if row["split"] == "validation"]
+        known = next(row["nats"] for row in rows if row["step"] == 150 and row["member"] == member)
+        assert extrapolation._nats(model, text.validation).mean() == pytest.approx(known, abs=1e-5)
+    assert made.step == 150 and made.seeds == (0, 1)
+
+
+def _tuples(config) -> dict:
+    return {key: _tuples(value) if isinstance(value, dict) else tuple(value) if isinstance(value, list) else value
+            for key, value in config.items()}  # fmt: skip
+
+
+def test_the_likeliest_token_is_that_of_a_full_pass(runs):
+    model = trained.load(runs / "relative_bias").models[0]
+    prompt = np.frombuffer(b"line 12 says", np.uint8).astype(int).tolist()
+    drawn = list(generate(model, prompt, 15, temperature=0, top_p=1, seed=0))
+    for number, token in enumerate(drawn):
+        logits, _ = model(jnp.asarray([prompt + drawn[:number]]))
+        assert int(jnp.argmax(logits[0, -1])) == token
+
+
+def test_sampling_keeps_to_the_nucleus_and_to_the_probabilities():
+    logits = jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05]))
+    keys = jax.random.split(jax.random.key(0), 4000)
+
+    def draw(temperature: float, top_p: float) -> np.ndarray:
+        drawn = jax.vmap(lambda key: pick(logits, key, temperature, top_p))(keys)
+        return np.bincount(drawn, minlength=4) / len(keys)
+
+    np.testing.assert_allclose(draw(1.0, 1.0), [0.5, 0.3, 0.15, 0.05], atol=0.03)
+    np.testing.assert_allclose(draw(1.0, 0.7), [0.625, 0.375, 0, 0], atol=0.03)
+    np.testing.assert_allclose(draw(0.5, 1.0), np.array([0.25, 0.09, 0.0225, 0.0025]) / 0.365, atol=0.03)
+    np.testing.assert_array_equal(draw(0.0, 0.3), [1, 0, 0, 0])
+
+
+def test_the_command_writes_the_same_for_the_same_seed(runs):
+    words = ["scripts.generate", f"--workdir={runs / 'rotary'}", "--prompt=line 1", "--tokens=20"]
+    first, again, other = call(*words), call(*words), call(*words, "--seed=1")
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.startswith("line 1") and first.stdout == again.stdout != other.stdout
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["scripts.generate", "--workdir=R/learned", "--tokens=32", "--prompt=x"], "Learned encodes indices below 32"),
+        (["scripts.generate", "--workdir=R/rotary", "--top_p=0"], "top_p above 0 and at most 1"),
+        (["scripts.generate", "--workdir=R/rotary", "--member=2"], "the run has 2 members"),
+        (["scripts.generate", "--workdir=R/none"], "holds no run"),
+        (["scripts.extrapolate", "R/none"], "holds no run"),
+        (["scripts.extrapolate", "R", "--multiples=1,3,4"], "each must divide the greatest"),
+        (["scripts.extrapolate", "R", "--multiples=0"], "whole numbers of at least 1"),
+        (["scripts.extrapolate", "R", "--scalings=yarm"], "unknown --scalings 'yarm': did you mean yarn"),
+        (["scripts.extrapolate", "R", "--rows=100000"], "the validation text has"),
+    ],
+)
+def test_a_mistake_is_one_line(runs, words, says):
+    done = call(*(word.replace("R", str(runs), 1) if "R" in word else word for word in words))
+    lines = done.stderr.strip().splitlines()
+    assert done.returncode == 2 and len(lines) == 1 and says in lines[0], done.stderr
+
+
+def test_another_architecture_is_refused_and_nothing_is_written(runs, tmp_path):
+    other = Path(shutil.copytree(runs / "rotary", tmp_path / "run"))
+    config = json.loads((other / "config.json").read_text())
+    config["model"]["hidden"] = 128
+    (other / "config.json").write_text(json.dumps(config))
+    with pytest.raises(Refusal, match=r"holds .*\['down'\].* this program has .*it is of another model"):
+        trained.load(other)
+    with pytest.raises(Refusal, match="it is of another model"):
+        trained.load(runs / "rotary", {"name": "relative_bias", "buckets": 32, "farthest": 128, "scale": 1.0})
+    assert {each.name for each in (other / "checkpoints").iterdir()} == {"100", "150"}
+
+
+def test_pieces_and_windows_read_every_token_once():
+    rows = np.arange(2 * 65).reshape(2, 65)
+    pieces = extrapolation._cut(rows, 16, 16)
+    assert pieces.shape == (2, 4, 17) and (pieces[:, 1:, 0] == pieces[:, :-1, -1]).all()
+    windows = extrapolation._cut(rows, 16, 8)
+    targets = extrapolation._fresh(windows[:, :, 1:], 8)
+    np.testing.assert_array_equal(targets, rows[:, 1:])
+
+
+def test_reading_longer_text(runs, tmp_path):
+    done = call("scripts.extrapolate", runs, "--multiples=1,2,4", "--rows=4")
+    assert done.returncode == 0, done.stderr
+    found = {name: json.loads((runs / name / "extrapolation.json").read_text()) for name in ("rotary", "learned")}
+    rotary = {(row["multiple"], row["scaling"]): row for row in found["rotary"]["rows"]}
+    assert set(rotary) == {(m, s) for m in (1, 2, 4) for s in ("", *extrapolation.SCALINGS) if m > 1 or not s}
+    for row in rotary.values():
+        assert row["tokens"] == 4 * 4 * 32 and len(row["apart"]) == len(row["sliding"]) == 2
+        assert len(row["positions"]) == len(row["by_position"][0]) and row["positions"][0] == 1
+    four = rotary[4, ""]
+    assert four["apart"] == pytest.approx(four["sliding"], abs=1e-5), "at the whole length there is one window"
+    assert rotary[4, "yarn"]["apart"] != four["apart"]
+    assert [row["multiple"] for row in found["learned"]["rows"]] == [1]
+    assert [row["multiple"] for row in found["learned"]["refused"]] == [2, 4]
+    assert "indices below 32" in found["learned"]["refused"][0]["why"]
+    report = call("scripts.report", runs, f"--out={tmp_path}")
+    assert report.returncode == 0, report.stderr
+    assert (tmp_path / "figures" / "beyond.svg").exists() and (tmp_path / "figures" / "position.svg").exists()
+    arm = next(arm for arm in json.loads((tmp_path / "summary.json").read_text())["arms"] if arm["arm"] == "rotary")
+    assert {(row["multiple"], row["scaling"]) for row in arm["beyond"]} == set(rotary)
