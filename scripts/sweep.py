@@ -7,9 +7,9 @@
     --config.base.X=Y      change the base config, and so every arm: --config.base.steps=500 --config.base.seeds=0,1
 
 Sweeps are functions in configs/ablation.py: quick (five encodings x three seeds), tuning (the grid of learning rates
-that quick's were chosen from). One arm that fails does not stop the others, and one that is killed is tried three times
-in all; running the command again goes on where it was stopped and does not redo finished arms. Exit status: 0 all
-finished, 1 some failed or diverged, 2 a mistake in the command, 75 stopped.
+that quick's were chosen from), encodings (every encoding at one rate). One arm that fails does not stop the others, and
+one that is killed is tried three times in all; running the command again goes on where it was stopped and does not redo
+finished arms. Exit status: 0 all finished, 1 some failed or diverged, 2 a mistake in the command, 75 stopped.
 """
 
 from absl import flags

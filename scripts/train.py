@@ -2,8 +2,12 @@
 
     python -m scripts.train --workdir=runs/a --config=configs/lm.py:position=rotary,data=stdlib,scale=tiny
 
-The config string picks the shape: position (none, learned, sinusoidal, relative_bias, rotary), data (stdlib, text:PATH,
-tfds:NAME) and scale (nano, tiny, small, gpt2, 1b). Flags fill in numbers; every key of configs/lm.py can be set:
+The config string picks data (stdlib, text:PATH, tfds:NAME), scale (nano, tiny, small, gpt2, 1b) and position:
+
+    none, learned, sinusoidal, relative_bias (T5), alibi, kerple_log, kerple_power, fire, sandwich, shaw, transformer_xl,
+    cope, rotary, rotary_partial, rotary_layered, rotary_linear, rotary_ntk, rotary_dynamic, yarn, llama3, xpos, p_rope
+
+Flags fill in numbers; every key of configs/lm.py can be set:
 
     --config.steps=500  --config.seeds=0,1,2  --config.optimizer.rate=1e-3  --config.model.position.base=5e5
 

@@ -1,0 +1,88 @@
+"""Print the table of encodings that README.md shows: what is proved of each, what it costs, what it learned."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rope_lm.refusal import Refusal
+from scripts import entry
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = """examples:
+  python -m scripts.encodings
+  python -m scripts.encodings --report=report/summary.json --benchmark=bench/benchmark.json
+
+Shift-invariance is measured here: logits of a small random model when all positions are shifted by 1,000 tokens.
+exit status: 0, or 2 for a mistake in the command."""
+HEADS = ("encoding", "held against", "shift-invariant", "its parameters", "step over none", "final nats", "read at 4x")
+
+
+def main() -> int:
+    parser = entry.parser("encodings", __doc__, EXAMPLES)
+    parser.add_argument(
+        "--report", default=str(ROOT / "results/encodings/summary.json"), help="summary.json of a report"
+    )
+    parser.add_argument("--benchmark", default=str(ROOT / "results/benchmark/benchmark.json"), help="its JSON")
+    arguments = parser.parse_args()
+    arms = {arm["encoding"]: arm for arm in _read(arguments.report, "arms")}
+    speeds = {row["encoding"]: row for row in _read(arguments.benchmark, "rows") if row["scale"] == "tiny"}
+    goldens = json.loads((ROOT / "tests/goldens/index.json").read_text())["goldens"]
+    sources = {golden["position"]["name"]: golden["source"] for golden in reversed(goldens.values())}
+    from rope_lm.positional import ENCODINGS
+
+    print("| " + " | ".join(HEADS) + " |")
+    print("|" + "---|" * len(HEADS))
+    for name in ENCODINGS:
+        arm, speed = arms.get(name), speeds.get(name)
+        cells = [
+            name,
+            sources.get(name, "").split(",")[0].split(":")[0],
+            "yes" if shift_invariant(name) else "no",
+            f"{arm['parameters_position']:,}" if arm else "",
+            f"{100 * speed['overhead']:+.1f}%" if speed and name != "none" else "",
+            f"{arm['final_nats']['mean']:.3f}" if arm else "",
+            _longer(arm["beyond"]) if arm else "",
+        ]
+        print("| " + " | ".join(cells) + " |")
+    return 0
+
+
+def _read(path: str, key: str) -> list[dict[str, Any]]:
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))[key]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Refusal(
+            f"{path!r} cannot be read ({error}): give the file that a report, or the benchmark, wrote"
+        ) from error
+
+
+def _longer(rows: list[dict[str, Any]]) -> str:
+    """What reading four times the trained length adds to the loss."""
+    mean = {row["multiple"]: sum(row["apart"]) / len(row["apart"]) for row in rows if not row["scaling"]}
+    return f"{mean[4] - mean[1]:+.2f}" if {1, 4} <= mean.keys() else "refused" if 1 in mean else ""
+
+
+def shift_invariant(name: str) -> bool:
+    """Whether a shift of all positions by 1,000 tokens leaves the logits of a random model as they were."""
+    import jax
+    import jax.numpy as jnp
+    from flax import nnx
+
+    from configs.presets import POSITIONS
+    from rope_lm.positions import contiguous
+    from rope_lm.transformer import Transformer
+
+    row = {"name": name, **POSITIONS[name]} | {key: 1100 for key in ("limit", "trained") if key in POSITIONS[name]}
+    row |= {"scale": 1.0} if "scale" in row else {"threshold": 8.0} if "threshold" in row else {}
+    rngs = nnx.Rngs(params=0, position=1)
+    sizes = {"width": 32, "heads": 4, "layers": 2, "hidden": 64, "vocabulary": 17}
+    model = Transformer(
+        **sizes, position=row, tied=False, embedding_scale=1.0, dtype="float32", remat="none", kernel="xla", rngs=rngs
+    )
+    tokens = jax.random.randint(jax.random.key(2), (1, 32), 0, 17)
+    here, there = (model(tokens, contiguous(32, start))[0] for start in (0, 1000))
+    return bool(jnp.abs(here - there).max() < 1e-3)
+
+
+if __name__ == "__main__":
+    entry.end(main)
