@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,7 @@ def _train(root: Path, name: str, flags: Sequence[str]) -> int:
 
 def _note_killed(path: Path, name: str) -> None:
     """A run that was killed could not say so itself."""
-    if path.exists():
+    with suppress(OSError):  # a full disk: the sweep's list says it all the same
         why = f"killed by {name}: where it was not you, by a lack of memory; lower data.batch, data.length or seeds"
         journal.write_json(path, {**json.loads(path.read_text()), "status": "failed", "why": why})
 

@@ -4,8 +4,9 @@
 
 The config string picks data (stdlib, text:PATH, tfds:NAME), scale (nano, tiny, small, gpt2, 1b) and position:
 
-    none, learned, sinusoidal, relative_bias (T5), alibi, kerple_log, kerple_power, fire, sandwich, shaw, transformer_xl,
-    cope, rotary, rotary_partial, rotary_layered, rotary_linear, rotary_ntk, rotary_dynamic, yarn, llama3, xpos, p_rope
+    none, learned, sinusoidal, relative_bias (T5), alibi, kerple_log, kerple_power, fire, sandwich, shaw, cope,
+    transformer_xl, rotary, rotary_partial, rotary_layered, rotary_linear, rotary_ntk, rotary_dynamic, yarn, llama3,
+    xpos, p_rope
 
 Flags fill in numbers; every key of configs/lm.py can be set:
 
