@@ -160,8 +160,11 @@ def damage(folder: Path) -> str | None:
     for name in sorted({ABOUT, *known}):
         if not (folder / name).is_file():
             return f"{name} is missing"
-        if _sha256(folder / name) != known.get(name):
-            return f"{name} is not as it was written"
+        try:
+            if _sha256(folder / name) != known.get(name):
+                return f"{name} is not as it was written"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
     return None
 
 
