@@ -193,6 +193,8 @@ def test_02_a_kill_in_the_middle_of_a_save(runs, whole, tmp_path):
     assert (tmp_path / "checkpoints" / "30").exists() and (tmp_path / "checkpoints" / "20" / "sha256.json").exists()
     runs.run(tmp_path)
     assert read(tmp_path, "manifest")["segments"][1]["step"] == 20
+    left = {each.name for each in (tmp_path / "checkpoints").iterdir()}
+    assert left == {"50", "60"}, "the torn save is no damage: it is gone"
     assert_same(whole, tmp_path)
 
 
