@@ -145,7 +145,10 @@ def unfair(sweep: Sweep) -> list[str]:
     warnings = []
     for key, values in _facts(sweep.runs).items():
         if len(set(values.values())) > 1:
-            shown = "; ".join(f"{arm}: {value}" for arm, value in values.items())
+            alike: dict[str, list[str]] = {}
+            for arm, value in values.items():
+                alike.setdefault(value if len(value) <= 40 else f"{value[:40]}...", []).append(arm)
+            shown = "; ".join(f"{', '.join(arms)}: {value}" for value, arms in alike.items())
             warnings.append(f"The arms differ in {key} ({shown}).")
     unfinished = [f"{run.arm} ({run.status['status']})" for run in sweep.runs if not run.finished]
     if unfinished:
@@ -161,7 +164,9 @@ def _facts(runs: Sequence[Run]) -> dict[str, dict[str, str]]:
     facts: dict[str, dict[str, str]] = {}
     for run in runs:
         config = _flat(run.config)
-        manifest = _flat({key: run.manifest.get(key) for key in FACTS})
+        # What a run has consumed is compared at the end of runs that came to it.
+        equal = [key for key in FACTS if key != "batches" or run.finished]
+        manifest = _flat({key: run.manifest.get(key) for key in equal})
         manifest |= _flat({"fingerprint": run.manifest.get("data", {}).get("fingerprint")})
         for key, value in {**config, **manifest}.items():
             if not key.startswith("model.position") and key not in ("optimizer.rate", "data.cache"):
