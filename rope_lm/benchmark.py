@@ -75,7 +75,7 @@ def interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int = 7) -> dict
 def encodings(configs: Mapping[str, Config], peak: float) -> list[dict[str, Any]]:
     """A row for each config, by name; overhead is the median over rounds of its step's ratio to that of `none`."""
     steppers = {name: Stepper(run.plan(config)) for name, config in configs.items()}
-    times = rounds_of(steppers, rounds=25)
+    times = rounds_of(steppers, rounds=15)
     seconds = {name: float(np.median(values)) for name, values in times.items()}
     rows = []
     for name, stepper in steppers.items():
