@@ -1,7 +1,7 @@
 """What is predicted: rows of W = T + 1 tokens to inputs, targets and weights, and the loss in nats."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ class Example(NamedTuple):
     weights: Float[Array, "B T"]
 
 
+@runtime_checkable
 class Objective(Protocol):
     """What an objective is."""
 
@@ -45,8 +46,9 @@ class Causal:
 class Masked:
     """Some tokens are predicted from all the others (BERT, arXiv 1810.04805, section 3.1).
 
-    In every row `rate` of the tokens are chosen, the same number in each; of those a share `mask` is replaced by a token of
-    its own, a share `random` by any token of the text's vocabulary, and the rest is kept. 0.15, 0.8 and 0.1 in the paper.
+    In every row `rate` of the tokens are chosen, the same number in each; of those a share `mask` is replaced by a
+    token of its own, a share `random` by any token of the text's vocabulary, and the rest is kept. 0.15, 0.8 and 0.1 in
+    the paper.
     """
 
     causal = False

@@ -45,7 +45,8 @@ def named(section: Mapping[str, Any], table: Mapping[str, T], where: str) -> T:
 
 
 def build(section: Mapping[str, Any], table: Mapping[str, Callable[..., T]], where: str, given: Mapping[str, Any]) -> T:
-    """What the row of `table` that a section names makes of the section's other keys (`bind`) and of what is `given`."""
+    """What the row of `table` that a section names makes of the section's other keys (`bind`) and of what is
+    `given`."""
     arguments = {key: value for key, value in section.items() if key != "name"}
     function = named(section, table, where)
     return function(**bind(function, arguments, where, given))

@@ -68,8 +68,8 @@ def make(
     """The program that trains `members` copies of `model` at once to do what is `predicted` (a config's objective).
 
     `evaluate` returns totals per position (nats, tokens), never means: summed it is the loss, elementwise it is the
-    loss by position; what the objective draws is the same for every member and at every step, by row. Raises Refusal for
-    sections that do not fit `Transformer`, `optimizer.make` and `objective.make`.
+    loss by position; what the objective draws is the same for every member and at every step, by row. Raises Refusal
+    for sections that do not fit `Transformer`, `optimizer.make` and `objective.make`.
     """
     example_of = objective.make(predicted, vocabulary=vocabulary)
     given = {"vocabulary": example_of.vocabulary, "causal": example_of.causal}

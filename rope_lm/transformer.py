@@ -108,8 +108,8 @@ class Drawn(nnx.Variable):
 
 
 class Transformer(nnx.Module):
-    """Tokens to logits. The encoding acts in a line each: `embed` and `bias` once, `score`, `rotate` and, where attention
-    has features, `turn_features` in every layer.
+    """Tokens to logits. The encoding acts in a line each: `embed` and `bias` once, `score`, `rotate` and, where
+    attention has features, `turn_features` in every layer.
 
     Inside, activations are [R D] with R = B * T rows: on the CPU every linear layer is then one plain matrix product.
     """
@@ -131,10 +131,10 @@ class Transformer(nnx.Module):
         vocabulary: int,
         rngs: nnx.Rngs,
     ):
-        """`causal`: whether a token sees no token after it. `rngs` has a stream `params`, one `position` for the encoding
-        alone, so that every shared parameter of two arms starts bit-identical for the same seed, and one `features` for
-        what attention draws. Raises Refusal for sizes that do not go together, and for an encoding and an attention that do
-        not."""
+        """`causal`: whether a token sees no token after it. `rngs` has a stream `params`, one `position` for the
+        encoding alone, so that every shared parameter of two arms starts bit-identical for the same seed, and one
+        `features` for what attention draws. Raises Refusal for sizes that do not go together, and for an encoding and
+        an attention that do not."""
         check(width, heads, layers, hidden, embedding_scale, dtype, remat)
         self.dtype = jnp.dtype(dtype)
         self.layers, self.heads, self.width = layers, heads, width
@@ -209,8 +209,8 @@ class Transformer(nnx.Module):
         drawn: Float[Array, "F H"] | None,
         stored: tuple[Float[Array, "B S N H"], Float[Array, "B S N H"], Int[Array, ""]] | None,
     ) -> tuple[Float[Array, "B T N H"], tuple[Float[Array, "B S N H"], Float[Array, "B S N H"]] | None]:
-        """Attention of one layer, with what position does to it; and the raw keys and values that the queries saw, where
-        some are `stored`."""
+        """Attention of one layer, with what position does to it; and the raw keys and values that the queries saw,
+        where some are `stored`."""
         if stored is not None:
             past_k, past_v, used = stored
             k = jax.lax.dynamic_update_slice_in_dim(past_k, k.astype(past_k.dtype), used, axis=1)
@@ -274,8 +274,9 @@ def flops_per_token(
     """Floating-point operations of training on one token: forward, and twice that backward.
 
     Two for each weight of a matrix product (the embedding is a look-up: it counts nothing), and for each product in
-    attention over the keys that a token may see alone: of softmax attention that is causal, two products of `width` over
-    (length + 1) / 2 keys on average. Norms, softmax and what is computed again for the backward pass are not counted.
+    attention over the keys that a token may see alone: of softmax attention that is causal, two products of `width`
+    over (length + 1) / 2 keys on average. Norms, softmax and what is computed again for the backward pass are not
+    counted.
     """
     weights = layers * (4 * width * width + 2 * width * hidden) + width * vocabulary
     return 3 * 2 * (weights + layers * attentions.make(attention).flops(width, heads, length, causal))

@@ -56,7 +56,7 @@ class Attention:
     ) -> Float[Array, "B T N H"]:
         """What each query gathers from the values of the keys that it sees (`rope_lm.positions.visible`).
 
-        `plain` says statically that every row is one piece of text and T = S: the order of the array is then that of the
-        text, and no mask is needed. `turn` is None where the encoding does not act on features.
+        `plain` says statically that every row is one piece of text and T = S: the order of the array is then that of
+        the text, and no mask is needed. `turn` is None where the encoding does not act on features.
         """
         raise NotImplementedError

@@ -13,8 +13,8 @@ LEAST = 1e-12  # of a denominator: what no key answers to stays finite, and so d
 
 
 def projection(key: jax.Array, features: int, head_size: int) -> Float[Array, "F H"]:
-    """Random directions: orthogonal within each `head_size` of them, with the lengths of Gaussian vectors (FAVOR+, arXiv
-    2009.14794, section 2.4)."""
+    """Random directions: orthogonal within each `head_size` of them, with the lengths of Gaussian vectors (FAVOR+,
+    arXiv 2009.14794, section 2.4)."""
     blocks = -(-features // head_size)
     turn, length = jax.random.split(key)
     squares = jnp.linalg.qr(jax.random.normal(turn, (blocks, head_size, head_size)))[0]
@@ -56,12 +56,13 @@ def causal_sums(
 
 
 class Performer(Attention):
-    """FAVOR+ (arXiv 2009.14794): softmax's kernel by positive orthogonal random features, shared by the heads of a layer.
+    """FAVOR+ (arXiv 2009.14794): softmax's kernel by positive orthogonal random features, shared by the heads of a
+    layer.
 
     `features` for each head; they are drawn again every `redraw` steps, as a function of the seed and the number of the
     draw alone; `block`: tokens whose matrix is computed at once where attention is causal. What an encoding does to the
-    features acts on the numerator, and the denominator stays as it is (RoFormer, arXiv 2104.09864, Eq. 19). There are no
-    logits to add a bias to.
+    features acts on the numerator, and the denominator stays as it is (RoFormer, arXiv 2104.09864, Eq. 19). There are
+    no logits to add a bias to.
     """
 
     kernel = "prefix"

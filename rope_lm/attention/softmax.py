@@ -42,9 +42,7 @@ def flash(
 ) -> Float[Array, "B T N H"]:
     """cuDNN's fused attention: half precision on NVIDIA GPUs, no bias (its gradient has open bugs upstream)."""
     if bias is not None:
-        raise Refusal(
-            "model.attention.kernel=cudnn takes no bias on the logits: choose model.attention.kernel=xla for this encoding"
-        )
+        raise Refusal("model.attention.kernel=cudnn takes no bias on the logits: choose kernel=xla for this encoding")
     return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation="cudnn")
 
 
@@ -117,8 +115,8 @@ def choose(kernel: str, platform: str, dtype: str, biased: bool) -> str:
         raise unknown("model.attention.kernel", kernel, ["auto", *KERNELS])
     if kernel == "cudnn" and (platform != "gpu" or dtype != "bfloat16" or biased):
         raise Refusal(
-            f"model.attention.kernel=cudnn runs on NVIDIA GPUs in bfloat16 without a bias on the logits, not on {platform} in "
-            f"{dtype}{' with a bias' if biased else ''}: choose auto, xla or blocked"
+            f"model.attention.kernel=cudnn runs on NVIDIA GPUs in bfloat16 without a bias on the logits, not on "
+            f"{platform} in {dtype}{' with a bias' if biased else ''}: choose auto, xla or blocked"
         )
     return kernel
 

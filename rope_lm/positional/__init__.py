@@ -68,7 +68,7 @@ def make(position: Mapping[str, Any], *, shape: Shape, rngs: nnx.Rngs) -> Positi
     """
     if encoding(position).backward and not shape.causal:
         raise Refusal(
-            f"model.position.name={position['name']} is defined for keys before the query alone, here every token sees all: "
-            "choose objective=causal, or another encoding"
+            f"model.position.name={position['name']} is defined for keys before the query alone, here every "
+            "token sees all: choose objective=causal, or another encoding"
         )
     return build(position, ENCODINGS, "model.position", {"shape": shape, "rngs": rngs})

@@ -51,8 +51,8 @@ class Sinusoidal(PositionalEncoding):
 
 
 class RotarySinusoidal(Rotary):
-    """Rotary and, on the embeddings, sinusoids as well: what the code that RoFormer's Performer experiment cites really ran
-    (lucidrains/performer-pytorch, whose `rotary_position_emb` leaves the sinusoids in place)."""
+    """Rotary and, on the embeddings, sinusoids as well: what the code that RoFormer's Performer experiment cites really
+    ran (lucidrains/performer-pytorch, whose `rotary_position_emb` leaves the sinusoids in place)."""
 
     def __init__(self, base: float, scale: float, *, shape: Shape, rngs: nnx.Rngs):
         super().__init__(base, shape=shape, rngs=rngs)

@@ -47,7 +47,8 @@ class RelativeBias(PositionalEncoding):
         least = 2 if shape.causal else 4  # two for each side
         if buckets < least or farthest <= buckets // 2:
             raise Refusal(
-                f"model.position.buckets={buckets}, farthest={farthest}: needs buckets >= {least} and farthest > buckets/2"
+                f"model.position.buckets={buckets}, farthest={farthest}: needs buckets >= {least} and farthest > "
+                "buckets/2"
             )
         self.buckets, self.causal = buckets, shape.causal
         self.farthest = farthest

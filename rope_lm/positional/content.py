@@ -16,8 +16,8 @@ from rope_lm.refusal import Refusal
 
 class Shaw(PositionalEncoding):
     """Relative keys: q_i (k_j + a_(i-j)) / sqrt(H), a trained vector for each distance up to `farthest` tokens, beyond
-    which all share the last; of each layer, shared by its heads (arXiv 1803.02155, section 3.2, keys alone). Where tokens
-    see what is ahead of them, distances to that side have vectors of their own.
+    which all share the last; of each layer, shared by its heads (arXiv 1803.02155, section 3.2, keys alone). Where
+    tokens see what is ahead of them, distances to that side have vectors of their own.
 
     Initial values are normal with standard deviation `scale`.
     """

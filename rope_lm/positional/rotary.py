@@ -106,8 +106,9 @@ class Rotary(PositionalEncoding):
 
 
 class RotaryFeatures(PositionalEncoding):
-    """Rotary after the feature map of linear attention: the features of queries and keys are turned in the numerator, the
-    denominator stays unturned and so positive (RoFormer, arXiv 2104.09864, section 3.3, Eq. 19). `base` as in Rotary."""
+    """Rotary after the feature map of linear attention: the features of queries and keys are turned in the numerator,
+    the denominator stays unturned and so positive (RoFormer, arXiv 2104.09864, section 3.3, Eq. 19). `base` as in
+    Rotary."""
 
     def __init__(self, base: float, *, shape: Shape, rngs: nnx.Rngs):
         self.base = _above("base", base, 1, "10000 in the paper")
