@@ -53,7 +53,8 @@ def causal_sums(
 
     q, k, v = cut(q), cut(k), cut(v)
     sums = k.swapaxes(3, 4) @ v
-    before = jnp.cumsum(sums, axis=2) - sums
+    # Of earlier blocks alone: less the block's own, a sum over all would still know of it by its rounding.
+    before = jnp.cumsum(jnp.pad(sums, ((0, 0), (0, 0), (1, 0), (0, 0), (0, 0)))[:, :, :-1], axis=2)
     out = jnp.tril(q @ k.swapaxes(3, 4)) @ v + q @ before
     return out.reshape(*out.shape[:2], -1, out.shape[4])[:, :, :length]
 
@@ -83,6 +84,11 @@ class Performer(Attention):
             raise Refusal(
                 f"model.position.name={name} adds to the logits of attention, linear attention has none: choose "
                 "attention=softmax, or an encoding that acts on embeddings, on queries and keys, or on features"
+            )
+        if encoding.relative_norms:
+            raise Refusal(
+                f"model.position.name={name} scales queries and keys by where the others are, random features know "
+                "each alone: choose attention=softmax, or another encoding"
             )
 
     def draw(self, key: jax.Array, layers: int, head_size: int) -> Float[Array, "L F H"]:
