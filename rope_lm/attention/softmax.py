@@ -138,7 +138,8 @@ class Softmax(Attention):
     def resolve(section: Mapping[str, Any], platform: str, dtype: str, biased: bool) -> dict[str, Any]:
         return {**section, "kernel": choose(section["kernel"], platform, dtype, biased)}
 
-    def check(self, name: str, encoding: type[PositionalEncoding]) -> None:
+    @classmethod
+    def check(cls, name: str, encoding: type[PositionalEncoding]) -> None:
         if encoding.turns_features():
             raise Refusal(
                 f"model.position.name={name} turns the features of linear attention, softmax attention has none: "
