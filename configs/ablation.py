@@ -7,7 +7,7 @@ run `tuning,scale=small,...` first and put its best rates here.
 An arm is {section: {key: value}} over the base; --config.base.steps=500 changes the base, and so every arm.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -52,9 +52,14 @@ def _position(name: str, base: ConfigDict) -> dict[str, Any]:
     return {"model": {"position": lm.position(name, base.data)}}
 
 
-def get_config(text: str = "quick") -> ConfigDict:
-    """The sweep `NAME` or `NAME,scale=...,data=...`: `base`, a config as in configs/lm.py, and `arms`, what each arm
-    changes in it."""
+def sweep(text: str, sweeps: dict[str, Callable], claims: dict[str, dict[str, Any]]) -> ConfigDict:
+    """The one of `sweeps` that `NAME,scale=...,data=...` names: `base`, a config as in configs/lm.py; `arms`, what each
+    changes in it; and its `claims`, that a report gives a verdict on (configs/studies.py)."""
     name, _, shape = text.partition(",")
-    base = lm.get_config(shape)
-    return ConfigDict({"base": base, "arms": dict(pick("sweep", name, SWEEPS)(base))})
+    arms, base = pick("sweep", name, sweeps), lm.get_config(shape)
+    return ConfigDict({"base": base, "arms": dict(arms(base)), "claims": claims.get(name, {})})
+
+
+def get_config(text: str = "quick") -> ConfigDict:
+    """The sweep `NAME` or `NAME,scale=...,data=...`."""
+    return sweep(text, SWEEPS, {})

@@ -1,5 +1,7 @@
 """A sweep: arms, each trained in a process of its own, one after another."""
 
+import datetime
+import hashlib
 import json
 import signal
 import subprocess
@@ -26,25 +28,35 @@ ATTEMPTS = 3  # at an arm that is killed: what took its memory may be gone, and 
 def expand(sweep: Mapping[str, Any], only: Sequence[str] | None) -> dict[str, Config]:
     """The whole config of each arm: the base with the arm's {section: {key: value}} put over it.
 
-    Raises Refusal for an arm that changes a key that the base does not have, and for unknown names in `only`.
+    An arm may be named SETTING/ARM; `only` takes such names, settings, and arms of whatever setting. Raises Refusal for
+    an arm that changes a key that the base does not have, and for unknown names in `only`.
     """
-    if set(sweep) != {"base", "arms"}:
-        raise Refusal(f"a sweep has base and arms, this config has {', '.join(sweep)}: see configs/ablation.py")
+    if set(sweep) != {"base", "arms", "claims"}:
+        raise Refusal(f"a sweep has base, arms and claims, this config has {', '.join(sweep)}: see configs/ablation.py")
+    names = {name: {name, *name.split("/")} for name in sweep["arms"]}
     for name in only or ():
-        if name not in sweep["arms"]:
-            raise unknown("arm in --only", name, sweep["arms"])
-    return {name: _over(sweep["base"], arm, name) for name, arm in sweep["arms"].items() if not only or name in only}
+        if not any(name in each for each in names.values()):
+            raise unknown("arm in --only", name, set().union(*names.values()))
+    chosen = [name for name in names if not only or names[name] & set(only)]
+    return {name: _over(sweep["base"], sweep["arms"][name], name) for name in chosen}
 
 
 def _over(base: Mapping[str, Any], arm: Mapping[str, Any], name: str) -> Config:
     config = {key: dict(value) if isinstance(value, Mapping) else value for key, value in base.items()}
     for section, changes in arm.items():
-        for key, value in changes.items() if isinstance(changes, Mapping) else [(None, changes)]:
+        # The keys of an objective are those of the function that its name picks: one replaces another whole.
+        whole = section == "objective" or not isinstance(changes, Mapping)
+        for key, value in [(None, changes)] if whole else changes.items():
             target, field = (config, section) if key is None else (config.get(section, {}), key)
             if field not in target:
                 raise unknown(f"key that arm {name} changes", f"{section}.{key}" if key else section, target)
             target[field] = value
     return config
+
+
+def setting(name: str) -> str:
+    """The setting that an arm SETTING/ARM is compared in; "" for the arm of a sweep without settings."""
+    return name.rpartition("/")[0]
 
 
 def show_plan(arms: Mapping[str, Config]) -> None:
@@ -75,23 +87,30 @@ def show_plan(arms: Mapping[str, Config]) -> None:
     )
 
 
-def sweep(arms: Mapping[str, Config], workdir: str | Path, flags: Sequence[str] = ()) -> int:
+def sweep(arms: Mapping[str, Config], claims: Mapping[str, Any], workdir: str | Path, flags: Sequence[str] = ()) -> int:
     """Trains every arm in workdir/ARM, with these flags of scripts.train, and lists how each ended. Returns an exit
-    status."""
-    root = Path(workdir).resolve()
+    status.
+
+    Before, it says how long that takes, from a measured step of each setting. sweep.json keeps what was measured, and
+    when each claim was first seen: one that is added, or changed, after its runs began can be told apart.
+    """
+    root, console = Path(workdir).resolve(), Console(stderr=True)
     try:
-        (root / "plan").mkdir(parents=True, exist_ok=True)
         for name, config in arms.items():
-            (root / "plan" / f"{name}.json").write_text(json.dumps(config, indent=2) + "\n")
-        described = {"arms": {name: name for name in arms}, "argv": sys.argv}
-        (root / "sweep.json").write_text(json.dumps(described, indent=2) + "\n")
+            path = root / "plan" / f"{name}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(config, indent=2) + "\n")
+        described = {"claims": {}, "seconds_per_step": {}} | (journal.read_json(root / "sweep.json") or {})
+        described |= {"arms": list(arms), "argv": sys.argv, "claims": _dated(claims, described["claims"])}
+        journal.write_json(root / "sweep.json", described)
+        measured = _measure(arms, root, described["seconds_per_step"])
+        journal.write_json(root / "sweep.json", described | {"seconds_per_step": measured})
     except OSError as error:
         raise Refusal(f"workdir {str(root)!r} cannot be written ({error.strerror}): choose another") from error
-    console = Console(stderr=True)
-    began, codes = time.monotonic(), dict.fromkeys(arms, STOPPED)
+    left = _show_time(arms, root, measured, console)
+    codes = dict.fromkeys(arms, STOPPED)
     for number, name in enumerate(arms):
-        left = (time.monotonic() - began) / number * (len(arms) - number) if number else 0
-        about = f", about {left / 60:.0f} min left" if number else ""
+        about = f", {_about(sum(list(left.values())[number:]))} left" if number else ""
         console.print(f"[bold]\\[{number + 1}/{len(arms)}] {name}[/bold]{about}", highlight=False)
         _wait(root / name, console)
         for _ in range(ATTEMPTS):
@@ -102,6 +121,77 @@ def sweep(arms: Mapping[str, Config], workdir: str | Path, flags: Sequence[str] 
         if codes[name] == STOPPED:
             break
     return _list(root, codes, console)
+
+
+def _dated(claims: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
+    """The claims, each with `since`, the moment from which it has stood as it stands."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    dated = {}
+    for name, claim in claims.items():
+        was = before.get(name, {})
+        dated[name] = was if claim == {key: was[key] for key in was if key != "since"} else {**claim, "since": now}
+    return dated
+
+
+def _measure(arms: Mapping[str, Config], root: Path, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Seconds per step of one arm of each setting that has steps left, in a process of its own: this one must not hold
+    the device. What is known of the same setting is not measured again."""
+    measured = dict(known)
+    for where, name in {setting(name): name for name in reversed(arms) if _left(root, name, arms[name])}.items():
+        of = _digest(arms[name])
+        if where in known and known[where]["of"] == of:
+            continue
+        code, said = _call(["--time", f"--config=configs/resolved.py:{root / 'plan' / name}.json"], subprocess.PIPE)
+        if code in (STOPPED, *(-each for each in SIGNALS)):
+            raise KeyboardInterrupt
+        measured.pop(where, None)
+        if code == 0:  # an arm that cannot begin says why when its turn comes
+            measured[where] = {"of": of, "arm": name, "seconds": float(said)}
+    return measured
+
+
+def _digest(config: Config) -> str:
+    """Of all that decides how long a step takes, but the encoding."""
+    model = {key: value for key, value in config["model"].items() if key != "position"}
+    rates = len(config["optimizer"]["rate"])
+    decides = [config["data"], model, config["mesh"], config["optimizer"]["accumulate"], config["seeds"], rates]
+    return hashlib.sha256(json.dumps([decides, config.get("objective")]).encode()).hexdigest()[:16]
+
+
+def _left(root: Path, name: str, config: Config) -> int:
+    """Steps."""
+    status = _status(root, name, 0)
+    return 0 if status["status"] == "diverged" else max(0, config["steps"] - status["step"])
+
+
+def _show_time(
+    arms: Mapping[str, Config], root: Path, measured: Mapping[str, Any], console: Console
+) -> dict[str, float]:
+    """Prints the plan of each setting; returns the seconds of training that each arm has left, 0 where they are not
+    known."""
+    table = Table("setting", "arms", "steps left", "s a step", "training left", box=SIMPLE)
+    seconds = {}
+    for where in dict.fromkeys(map(setting, arms)):
+        steps = {name: _left(root, name, config) for name, config in arms.items() if setting(name) == where}
+        step = measured[where]["seconds"] if where in measured else 0.0
+        seconds |= {name: count * step for name, count in steps.items()}
+        total = sum(steps.values())
+        known = (f"{step:.3g}", _about(total * step)) if step else ("", "not known" if total else "")
+        table.add_row(where, ", ".join(name.rpartition("/")[2] for name in steps), f"{total:,}", *known)
+    console.print(table)
+    console.print(
+        f"{len(arms)} arms, {_about(sum(seconds.values()))} of training left, by a step of each setting measured on "
+        "this machine (compiling and evaluating come on top)",
+        highlight=False,
+    )
+    return seconds
+
+
+def _about(seconds: float) -> str:
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * size:
+            return f"about {seconds / size:.{0 if seconds >= 10 * size else 1}f} {unit}"
+    return f"about {seconds:.0f} s"
 
 
 def _wait(workdir: Path, console: Console) -> None:
@@ -117,15 +207,27 @@ def _wait(workdir: Path, console: Console) -> None:
 def _train(root: Path, name: str, flags: Sequence[str]) -> int:
     """One arm, in its own process: what kills it, or fills its memory, leaves the sweep alive."""
     config = root / "plan" / f"{name}.json"
-    command = [sys.executable, "-m", "scripts.train", f"--workdir={root / name}", *flags]
-    child = subprocess.Popen([*command, f"--config=configs/resolved.py:{config}"], cwd=Path(__file__).parents[1])
+    code, _ = _call([f"--workdir={root / name}", *flags, f"--config=configs/resolved.py:{config}"], None)
+    if code < 0:
+        _note_killed(root / name / "status.json", signal.Signals(-code).name)
+    return code
+
+
+def _call(flags: Sequence[str], output: int | None) -> tuple[int, str | None]:
+    """The exit status of scripts.train with these flags and, where `output` is a pipe, what it printed."""
+    errors = None if output is None else subprocess.DEVNULL
+    child = subprocess.Popen(
+        [sys.executable, "-m", "scripts.train", *flags],
+        cwd=Path(__file__).parents[1],
+        stdout=output,
+        stderr=errors,
+        text=True,
+    )
     # A signal is the run's to answer: it saves and exits, and this process waits for it.
     old = {each: signal.signal(each, lambda number, _: child.send_signal(number)) for each in SIGNALS}
     try:
-        code = child.wait()
-        if code < 0:
-            _note_killed(root / name / "status.json", signal.Signals(-code).name)
-        return code
+        said, _ = child.communicate()
+        return child.returncode, said
     finally:
         for each, handler in old.items():
             signal.signal(each, handler)

@@ -3,11 +3,13 @@
     python -m scripts.sweep --workdir=runs/ablation --config=configs/ablation.py:quick
 
     --dry                  build every arm, print the plan with parameters and FLOPs, train nothing
-    --only=rotary,none     these arms alone
+    --only=rotary,none     these arms alone; in a sweep of settings also a setting, or SETTING/ARM
     --config.base.X=Y      change the base config, and so every arm: --config.base.steps=500 --config.base.seeds=0,1
 
 Sweeps are functions in configs/ablation.py: quick (five encodings x three seeds), tuning (the grid of learning rates
-that quick's were chosen from), encodings (every encoding at one rate). One arm that fails does not stop the others, and
+that quick's were chosen from), encodings (every encoding at one rate); and in configs/studies.py: replication (causal
+and masked x softmax and Performer), tuned (its grid), sizes, embedding_scale. Before it starts it measures a step of
+each setting and says how long the whole takes on this machine. One arm that fails does not stop the others, and
 one that is killed is tried three times in all; running the command again goes on where it was stopped and does not redo
 finished arms. Exit status: 0 all finished, 1 some failed or diverged, 2 a mistake in the command, 75 stopped.
 """
@@ -33,7 +35,7 @@ def main() -> int:
     if DRY.value:
         launch.show_plan(arms)
         return 0
-    return launch.sweep(arms, workdir, ["--deterministic"] if DETERMINISTIC.value else [])
+    return launch.sweep(arms, config["claims"], workdir, ["--deterministic"] if DETERMINISTIC.value else [])
 
 
 if __name__ == "__main__":

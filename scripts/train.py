@@ -13,8 +13,9 @@ Flags fill in numbers; every key of configs/lm.py can be set:
     --config.steps=500  --config.seeds=0,1,2  --config.optimizer.rate=1e-3  --config.model.position.base=5e5
 
 --deterministic tells XLA to give the same bits each time on a GPU (slower; a CPU and a TPU do anyway), and records it.
---dry prints parameters, FLOPs and memory, and trains nothing. Stop a run with Ctrl-C or SIGTERM: it saves and exits
-with status 75; the same command goes on from there. A finished run is not run again.
+--dry prints parameters, FLOPs and memory, --time the seconds of a step, measured; both keep nothing. Stop a run with
+Ctrl-C or SIGTERM: it saves and exits with status 75; the same command goes on from there. A finished run is not run
+again.
 Exit status: 0 finished, 2 a mistake in the command, 4 diverged, 75 stopped, 1 anything else.
 """
 
@@ -26,6 +27,7 @@ from scripts import entry
 CONFIG = config_flags.DEFINE_config_file("config", None, "a config file, then `:` and its string", lock_config=True)
 DETERMINISTIC = flags.DEFINE_bool("deterministic", False, "tell XLA to give the same bits each time, and record it")
 DRY = flags.DEFINE_bool("dry", False, "print what would be trained, and train nothing")
+TIME = flags.DEFINE_bool("time", False, "print the seconds of a step and nothing else, and keep nothing")
 WORKDIR = flags.DEFINE_string("workdir", None, "the folder of the run; made if it is not there")
 
 
@@ -36,11 +38,14 @@ def main() -> int:
 
         launch.show_plan({config["model"]["position"]["name"]: config})
         return 0
-    workdir = entry.required(WORKDIR)
+    workdir = None if TIME.value else entry.required(WORKDIR)
     entry.huge_pages()
     from rope_lm import run  # JAX is imported after the flags were read: a mistake is answered at once
 
     entry.compilation_cache(config["data"]["cache"])
+    if TIME.value:
+        print(run.seconds_per_step(run.plan(config)))
+        return 0
     status = run.train(config, workdir, entry.provenance(CONFIG), DETERMINISTIC.value)
     why = f" ({status['why']})" if status["why"] else ""
     print(f"{workdir}: {status['status']} at step {status['step']}{why}")

@@ -64,7 +64,7 @@ def test_help_is_worth_reading(script):
             ["scripts.sweep", "--config=configs/ablation.py:quick", "--workdir=W", "--only=rotry"],
             "unknown arm in --only",
         ),
-        (["scripts.sweep", "--config=configs/lm.py", "--workdir=W"], "a sweep has base and arms"),
+        (["scripts.sweep", "--config=configs/lm.py", "--workdir=W"], "a sweep has base, arms and claims"),
         (["scripts.benchmark", "--scale=tny"], "unknown --scale 'tny': did you mean tiny"),
         (["scripts.benchmark", "--encodings=rotary,rope"], "unknown --encodings 'rope'"),
         (["scripts.benchmark", "--shape=width=0"], "--shape=width=0: must be a whole number of at least 1"),

@@ -111,7 +111,7 @@ def test_only_names_arms():
     assert list(launch.expand(sweep, ["rotary", "none"])) == ["none", "rotary"]
     with pytest.raises(Refusal, match="unknown arm in --only 'rotry': did you mean rotary"):
         launch.expand(sweep, ["rotry"])
-    with pytest.raises(Refusal, match="a sweep has base and arms"):
+    with pytest.raises(Refusal, match="a sweep has base, arms and claims"):
         launch.expand(entry.plain(lm.get_config("")), None)
     sweep["arms"]["rotary"]["model"]["widht"] = 3
     with pytest.raises(Refusal, match=r"key that arm rotary changes 'model.widht'"):
