@@ -2,16 +2,24 @@
 
 python -m scripts.train --workdir=runs/a --config=configs/lm.py:position=rotary,data=stdlib,scale=tiny
 
-The string picks the shape (position, data, scale, objective, attention), flags fill in numbers: --config.steps=500
+The string picks the shape (position, data, scale, objective, attention, block), flags fill in numbers:
+--config.steps=500
 """
 
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs.presets import ATTENTIONS, OBJECTIVES, POSITIONS, SCALES, parse, pick
+from configs.presets import ATTENTIONS, BLOCKS, OBJECTIVES, POSITIONS, SCALES, parse, pick
 
-DEFAULTS = {"position": "rotary", "data": "stdlib", "scale": "nano", "objective": "causal", "attention": "softmax"}
+DEFAULTS = {
+    "position": "rotary",
+    "data": "stdlib",
+    "scale": "nano",
+    "objective": "causal",
+    "attention": "softmax",
+    "block": "ours",
+}
 
 
 def named(what: str, name: str, table: dict[str, Any]) -> dict[str, Any]:
@@ -23,6 +31,12 @@ def position(name: str, data: ConfigDict) -> dict[str, Any]:
     """The row of POSITIONS; the positions that an encoding learns, or is scaled from, are those of a row of `data`."""
     row = named("position", name, POSITIONS)
     return row | {key: data.get_ref("length") for key in ("limit", "trained") if key in row}
+
+
+def hidden(width: Any, mlp: str) -> Any:
+    """Four times the width; two thirds of that, in whole eights, for an MLP of three matrices instead of two, which
+    then has as many parameters (arXiv 2002.05202, section 3)."""
+    return width * 8 // 3 // 8 * 8 if mlp == "swiglu" else width * 4
 
 
 def get_config(text: str = "") -> ConfigDict:
@@ -56,9 +70,11 @@ def get_config(text: str = "") -> ConfigDict:
             "dtype": scale["model"]["dtype"],  # of the activations; parameters, logits and softmax are float32
             "remat": "products",  # what the backward pass finds: none (everything), products, full (layer inputs only)
             "attention": named("attention", chosen["attention"], ATTENTIONS),
+            "block": dict(pick("block", chosen["block"], BLOCKS)),
         }
     )
-    config.model.hidden = config.model.get_ref("width") * 4  # follows the width, unless it is set itself
+    # Follows the width, unless it is set itself.
+    config.model.hidden = hidden(config.model.get_ref("width"), config.model.block.mlp)
     config.optimizer = ConfigDict(
         {
             "rate": (3e-3,),  # peak; several make an ensemble

@@ -18,11 +18,12 @@ FLOORS = [
     ["settings", "positions"],
     ["positional"],
     ["data", "attention", "objective", "optimizer", "sharding"],
+    ["block"],
     ["transformer"],
     ["training", "journal"],
     ["checkpoint", "progress"],
     ["run"],
-    ["launch", "analysis", "benchmark", "verification", "trained"],
+    ["launch", "analysis", "benchmark", "verification", "trained", "interop"],
     ["generate", "extrapolation"],
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
