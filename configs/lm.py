@@ -1,26 +1,33 @@
-"""One run: a decoder-only language model with one positional encoding.
+"""One run: a language model with one positional encoding.
 
 python -m scripts.train --workdir=runs/a --config=configs/lm.py:position=rotary,data=stdlib,scale=tiny
 
-The string picks the shape (position, data, scale), flags fill in numbers: --config.steps=500
+The string picks the shape (position, data, scale, objective, attention), flags fill in numbers: --config.steps=500
 """
 
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs.presets import POSITIONS, SCALES, parse, pick
+from configs.presets import ATTENTIONS, OBJECTIVES, POSITIONS, SCALES, parse, pick
+
+DEFAULTS = {"position": "rotary", "data": "stdlib", "scale": "nano", "objective": "causal", "attention": "softmax"}
+
+
+def named(what: str, name: str, table: dict[str, Any]) -> dict[str, Any]:
+    """The section that a row of a table is, with its name."""
+    return {"name": name, **pick(what, name, table)}
 
 
 def position(name: str, data: ConfigDict) -> dict[str, Any]:
     """The row of POSITIONS; the positions that an encoding learns, or is scaled from, are those of a row of `data`."""
-    row = {"name": name, **pick("position", name, POSITIONS)}
+    row = named("position", name, POSITIONS)
     return row | {key: data.get_ref("length") for key in ("limit", "trained") if key in row}
 
 
 def get_config(text: str = "") -> ConfigDict:
     """The config that `position=...,data=...,scale=...` names. Every value is here, none is hidden in the library."""
-    chosen = parse(text, {"position": "rotary", "data": "stdlib", "scale": "nano"})
+    chosen = parse(text, DEFAULTS)
     scale = pick("scale", chosen["scale"], SCALES)
     config = ConfigDict()
     config.steps = 2000
@@ -37,6 +44,7 @@ def get_config(text: str = "") -> ConfigDict:
             "cache": "~/.cache/rope_lm",
         }
     )
+    config.objective = ConfigDict(named("objective", chosen["objective"], OBJECTIVES))
     config.model = ConfigDict(
         {
             "width": scale["model"]["width"],
@@ -47,7 +55,7 @@ def get_config(text: str = "") -> ConfigDict:
             "embedding_scale": 1.0,  # standard deviation of the token embeddings at the start, in every arm
             "dtype": scale["model"]["dtype"],  # of the activations; parameters, logits and softmax are float32
             "remat": "products",  # what the backward pass finds: none (everything), products, full (layer inputs only)
-            "kernel": "auto",  # of attention: auto, xla, blocked (CPU), cudnn (NVIDIA, bfloat16, no bias)
+            "attention": named("attention", chosen["attention"], ATTENTIONS),
         }
     )
     config.model.hidden = config.model.get_ref("width") * 4  # follows the width, unless it is set itself

@@ -24,11 +24,25 @@ POSITIONS: dict[str, dict[str, Any]] = {
     "rotary_dynamic": {"base": 10_000.0, "factor": 2.0, "trained": 0},
     "yarn": {"base": 10_000.0, "factor": 2.0, "trained": 0, "fast": 32.0, "slow": 1.0},
     "llama3": {"base": 500_000.0, "factor": 8.0, "trained": 0, "low": 1.0, "high": 4.0},
+    "rotary_features": {"base": 10_000.0},  # for attention=performer
+    "rotary_sinusoidal": {"base": 10_000.0, "scale": 1.0},
     "xpos": {"base": 10_000.0, "fade": 512.0},
     "p_rope": {"base": 10_000.0, "fraction": 0.75},
     "shaw": {"farthest": 64, "scale": 0.02},
     "transformer_xl": {"base": 10_000.0, "scale": 0.02},
     "cope": {"positions": 64, "scale": 0.0},
+}
+
+# What is predicted. Same keys as rope_lm.objective.OBJECTIVES.
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "causal": {},
+    "masked": {"rate": 0.15, "mask": 0.8, "random": 0.1},  # BERT's shares
+}
+
+# How queries gather values. Same keys as rope_lm.attention.ATTENTIONS.
+ATTENTIONS: dict[str, dict[str, Any]] = {
+    "softmax": {"kernel": "auto"},  # auto, xla, blocked (CPU), cudnn (NVIDIA, bfloat16, no bias)
+    "performer": {"features": 64, "redraw": 1000, "block": 64},  # random features of a head; steps; tokens
 }
 
 # Model and batch shapes. nano is the quick ablation's; tiny is the benchmark's; gpt2 is GPT-2 small.

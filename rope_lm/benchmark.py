@@ -14,8 +14,6 @@ from flax import nnx
 
 from rope_lm import objective, run
 from rope_lm.positions import contiguous
-from rope_lm.settings import bind
-from rope_lm.transformer import Transformer
 
 Config = dict[str, Any]
 
@@ -102,16 +100,13 @@ def encodings(configs: Mapping[str, Config], peak: float) -> list[dict[str, Any]
 def parts(config: Config) -> dict[str, float]:
     """Seconds of the forward pass, the backward pass and the optimizer, for one member; by difference."""
     stepper = Stepper(run.plan(config))
-    model = _model(stepper.plan)
-    graph, _ = nnx.split(model, nnx.Param)
-    params = jax.tree.map(lambda x: jnp.copy(x[0]), stepper.state.params)
+    graph, params, rest = nnx.split(stepper.program.model(stepper.state, 0), nnx.Param, ...)
     rows = stepper.rows[0]
+    example = stepper.program.objective(rows, jax.random.split(jax.random.key(0), len(rows)))
 
     def loss(params: Any) -> jax.Array:
-        example = objective.causal(rows)
-        return jnp.mean(
-            objective.cross_entropy(nnx.merge(graph, nnx.State(params))(example.inputs)[0], example.targets)
-        )
+        logits, _ = nnx.merge(graph, params, rest)(example.inputs)
+        return jnp.mean(objective.cross_entropy(logits, example.targets) * example.weights)
 
     forward = jax.jit(loss).lower(params).compile()
     gradient = jax.jit(jax.value_and_grad(loss)).lower(params).compile()
@@ -156,7 +151,7 @@ def lengths(config: Config, lengths: Sequence[int]) -> list[dict[str, float]]:
 def decoding(config: Config, tokens: int) -> dict[str, float]:
     """Tokens a second of one row, one token at a time with the cache, and seconds of reading a row of the length."""
     plan = run.plan(config)
-    model = _model(plan)
+    model = plan.program.model(run.initial(plan), 0)
     graph, state = nnx.split(model)
     length = plan.data.length
 
@@ -202,9 +197,3 @@ def bookkeeping(config: Config, steps: int) -> dict[str, float]:
         manifest = json.loads((Path(folder) / "manifest.json").read_text())
     wall = manifest["wall_seconds"] - manifest["compile_seconds"]
     return {"bookkeeping_share": manifest["bookkeeping_seconds"] / wall, "steps": steps}
-
-
-def _model(plan: run.Plan) -> Transformer:
-    model = {**plan.config["model"], "kernel": plan.kernel}
-    rngs = nnx.Rngs(params=0, position=1)
-    return Transformer(**bind(Transformer, model, "model", {"vocabulary": plan.data.vocabulary, "rngs": rngs}))

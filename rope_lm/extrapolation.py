@@ -41,6 +41,10 @@ def measure(workdir: Path, rows: np.ndarray, multiple: int, scaling: str) -> dic
     Refusal, with the reason, where the encoding cannot.
     """
     config = trained.load(workdir).config
+    if config["objective"]["name"] != "causal":
+        raise Refusal(
+            f"{str(workdir)!r} was trained with objective={config['objective']['name']}: takes causal runs alone"
+        )
     length = config["data"]["length"] * multiple
     run = trained.load(workdir, position(config["model"]["position"], scaling, multiple, config), length)
     pieces = _cut(rows, length, length)
@@ -100,6 +104,5 @@ def _nats(model: Transformer, rows: np.ndarray) -> np.ndarray:
 
 @jax.jit(static_argnums=0)
 def _evaluate(graph: nnx.GraphDef, state: nnx.State, rows: jax.Array) -> jax.Array:
-    example = objective.causal(rows)
-    logits, _ = nnx.merge(graph, state)(example.inputs)
-    return objective.cross_entropy(logits, example.targets)
+    logits, _ = nnx.merge(graph, state)(rows[:, :-1])
+    return objective.cross_entropy(logits, rows[:, 1:])

@@ -41,6 +41,8 @@ def generate(
             f"tokens={count}, temperature={temperature}, top_p={top_p}: tokens must be at least 1, temperature at "
             "least 0, and top_p above 0 and at most 1"
         )
+    if not model.causal:
+        raise Refusal("this model sees what is ahead of a token, and so cannot write: generate takes objective=causal")
     model.position.check(len(prompt) + count)
     graph, state = nnx.split(model)
 

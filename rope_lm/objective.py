@@ -1,10 +1,14 @@
 """What is predicted: rows of W = T + 1 tokens to inputs, targets and weights, and the loss in nats."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
+
+from rope_lm.refusal import Refusal
+from rope_lm.settings import build
 
 
 class Example(NamedTuple):
@@ -15,9 +19,72 @@ class Example(NamedTuple):
     weights: Float[Array, "B T"]
 
 
-def causal(rows: Int[Array, "B W"]) -> Example:
+@runtime_checkable
+class Objective(Protocol):
+    """What an objective is."""
+
+    causal: bool  # whether a token may see no token after it
+    vocabulary: int  # of the model: the text's, and what the objective adds to it
+
+    def __call__(self, rows: Int[Array, "B W"], keys: Key[Array, "B"]) -> Example:
+        """The example of each row; what is random in it hangs on the row's key alone."""
+        ...
+
+
+class Causal:
     """Each token predicts the next one."""
-    return Example(rows[:, :-1], rows[:, 1:], jnp.ones(rows[:, 1:].shape, jnp.float32))
+
+    causal = True
+
+    def __init__(self, *, vocabulary: int):
+        self.vocabulary = vocabulary
+
+    def __call__(self, rows: Int[Array, "B W"], keys: Key[Array, "B"]) -> Example:
+        return Example(rows[:, :-1], rows[:, 1:], jnp.ones(rows[:, 1:].shape, jnp.float32))
+
+
+class Masked:
+    """Some tokens are predicted from all the others (BERT, arXiv 1810.04805, section 3.1).
+
+    In every row `rate` of the tokens are chosen, the same number in each; of those a share `mask` is replaced by a
+    token of its own, a share `random` by any token of the text's vocabulary, and the rest is kept. 0.15, 0.8 and 0.1 in
+    the paper.
+    """
+
+    causal = False
+
+    def __init__(self, rate: float, mask: float, random: float, *, vocabulary: int):
+        if not 0 < rate < 1:
+            raise Refusal(f"objective.rate={rate}: must be above 0 and below 1, the share of tokens to predict")
+        if min(mask, random) < 0 or mask + random > 1:
+            raise Refusal(
+                f"objective.mask={mask}, objective.random={random}: shares, at least 0 and together at most 1"
+            )
+        self.rate, self.mask, self.random = rate, mask, random
+        self.vocabulary = vocabulary + 1  # the last is the mask
+
+    def __call__(self, rows: Int[Array, "B W"], keys: Key[Array, "B"]) -> Example:
+        return Example(*jax.vmap(self._row)(rows[:, :-1], keys))
+
+    def _row(self, tokens: Int[Array, "T"], key: Key[Array, ""]) -> tuple[Array, Array, Array]:
+        choice, how, what = jax.random.split(key, 3)
+        draw = jax.random.uniform(choice, tokens.shape)
+        chosen = draw <= jnp.sort(draw)[max(1, round(self.rate * tokens.shape[0])) - 1]
+        how = jax.random.uniform(how, tokens.shape)
+        other = jax.random.randint(what, tokens.shape, 0, self.vocabulary - 1)
+        shown = jnp.where(how < self.mask, self.vocabulary - 1, jnp.where(how < self.mask + self.random, other, tokens))
+        return jnp.where(chosen, shown, tokens), tokens, chosen.astype(jnp.float32)
+
+
+OBJECTIVES: dict[str, type[Objective]] = {"causal": Causal, "masked": Masked}
+
+
+def make(objective: Mapping[str, Any], *, vocabulary: int) -> Objective:
+    """The objective that a config's section describes, for text of this vocabulary: its name and its class's arguments.
+
+    Raises Refusal for an unknown name, an unknown or missing key, or a value that it cannot have.
+    """
+    return build(objective, OBJECTIVES, "objective", {"vocabulary": vocabulary})
 
 
 def cross_entropy(logits: Float[Array, "B T V"], targets: Int[Array, "B T"]) -> Float[Array, "B T"]:

@@ -27,7 +27,7 @@ from rope_lm.settings import bind
 
 ENDED = ("finished", "stopped", "diverged")  # statuses of a run whose last step is saved
 TOP = ("steps", "seeds")
-SECTIONS = ("data", "model", "optimizer", "every", "mesh")
+SECTIONS = ("data", "objective", "model", "optimizer", "every", "mesh")
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,8 @@ class Plan:
     members: tuple[Member, ...]
     data: Data
     mesh: Mesh
-    kernel: str  # of attention, resolved for this platform
+    model: Mapping[str, Any]  # the config's section, with what "auto" stands for on this platform
+    kernel: str  # that computes attention
     program: training.Program
     parameters: int  # of one member
     parameters_position: int  # of which the encoding's own
@@ -75,7 +76,8 @@ class Plan:
         tokens = data.batch // config["optimizer"]["accumulate"] * data.length
         members = len(self.members) // mesh["member"]
         together = 1 if training.take_turns(self.mesh) else members
-        return training.memory(config["model"], self.parameters, data.vocabulary, tokens, members, together, mesh)
+        vocabulary = self.program.objective.vocabulary
+        return training.memory(self.model, self.parameters, vocabulary, tokens, members, together, mesh)
 
 
 def plan(config: Mapping[str, Any]) -> Plan:
@@ -93,23 +95,23 @@ def plan(config: Mapping[str, Any]) -> Plan:
     every = Every(**bind(Every, config["every"], "every", {}))
     mesh = sharding.make(**bind(sharding.make, config["mesh"], "mesh", {}))
     model = dict(config["model"])
-    bind(transformer.Transformer, model, "model", {"vocabulary": 0, "rngs": None})
+    bind(transformer.Transformer, model, "model", {"vocabulary": 0, "causal": True, "rngs": None})
     rates = bind(training.optimizer.make, config["optimizer"], "optimizer", {"steps": 0, "decays": None})["rate"]
     members = tuple(
         Member(i, seed, rate) for i, (seed, rate) in enumerate((s, r) for s in config["seeds"] for r in rates)
     )
     encoding = positional.encoding(model["position"])
-    model["kernel"] = attention.choose(
-        model["kernel"], mesh.devices.flat[0].platform, model["dtype"], encoding.biased()
-    )
+    platform = mesh.devices.flat[0].platform
+    model["attention"] = attention.resolve(model["attention"], platform, model["dtype"], encoding.biased())
     build = {"steps": config["steps"], "members": len(members), "mesh": mesh}
     # Once with any vocabulary, so that a mistake in the model is named before minutes are spent on preparing text.
     section = bind(data.make, config["data"], "data", {})
-    training.make(model, config["optimizer"], vocabulary=2, length=section["length"], batch=section["batch"], **build)
+    sections = model, config["optimizer"], config["objective"]
+    training.make(*sections, vocabulary=2, length=section["length"], batch=section["batch"], **build)
     text = data.make(**section)
-    program = training.make(
-        model, config["optimizer"], vocabulary=text.vocabulary, length=text.length, batch=text.batch, **build
-    )
+    program = training.make(*sections, vocabulary=text.vocabulary, length=text.length, batch=text.batch, **build)
+    sizes = {key: model[key] for key in ("width", "heads", "layers", "hidden", "attention")}
+    counted = {"causal": program.objective.causal, "vocabulary": program.objective.vocabulary, "length": text.length}
     count = lambda tree: sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(tree))  # noqa: E731
     made = Plan(
         config=config,
@@ -118,13 +120,12 @@ def plan(config: Mapping[str, Any]) -> Plan:
         members=members,
         data=text,
         mesh=mesh,
-        kernel=model["kernel"],
+        model=model,
+        kernel=attention.make(model["attention"]).kernel,
         program=program,
         parameters=count(program.abstract.params),
         parameters_position=count(program.abstract.params.get("position", {})),
-        flops_per_token=transformer.flops_per_token(
-            model["width"], model["layers"], model["hidden"], text.vocabulary, text.length
-        ),
+        flops_per_token=transformer.flops_per_token(**sizes, **counted),
     )
     _check_memory(made)
     return made
@@ -283,7 +284,7 @@ class Loop:
         self.rows = jnp.asarray(plan.data.validation)
         options = self.record.manifest["deterministic"]
         step = plan.program.step.lower(self.state, _rows(plan)).compile(options)
-        self.evaluate = plan.program.evaluate.lower(self.state.params, self.rows).compile(options)
+        self.evaluate = plan.program.evaluate.lower(self.state, self.rows).compile(options)
         self.record.update(compile_seconds=round(time.monotonic() - began, 3))
 
         source = plan.data.batches([member.seed for member in plan.members], self.done, plan.steps)
@@ -363,7 +364,7 @@ class Loop:
 
     def _validate(self) -> None:
         """Writes the loss of every member on the validation rows."""
-        nats, tokens = jax.device_get(self.evaluate(self.state.params, self.rows))
+        nats, tokens = jax.device_get(self.evaluate(self.state, self.rows))
         count = int(tokens.sum())
         means = nats.astype(np.float64).sum(-1) / count
         rows = [

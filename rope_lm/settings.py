@@ -5,9 +5,11 @@ import math
 import types
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from rope_lm.refusal import Refusal, unknown
+
+T = TypeVar("T")
 
 
 def bind(function: Callable, section: Mapping[str, Any], where: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -31,6 +33,23 @@ def bind(function: Callable, section: Mapping[str, Any], where: str, given: Mapp
     if missing:
         raise Refusal(f"{where} lacks {', '.join(missing)}: a config names every value, there are no hidden defaults")
     return {**section, **given}
+
+
+def named(section: Mapping[str, Any], table: Mapping[str, T], where: str) -> T:
+    """The row of `table` that a section's `name` picks. Raises Refusal for a section without one, or an unknown one."""
+    if "name" not in section:
+        raise Refusal(f"{where} has no name: give one of {', '.join(table)}")
+    if section["name"] not in table:
+        raise unknown(f"{where}.name", str(section["name"]), table)
+    return table[section["name"]]
+
+
+def build(section: Mapping[str, Any], table: Mapping[str, Callable[..., T]], where: str, given: Mapping[str, Any]) -> T:
+    """What the row of `table` that a section names makes of the section's other keys (`bind`) and of what is
+    `given`."""
+    arguments = {key: value for key, value in section.items() if key != "name"}
+    function = named(section, table, where)
+    return function(**bind(function, arguments, where, given))
 
 
 def _fits(value: Any, annotation: Any) -> bool:

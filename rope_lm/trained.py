@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from rope_lm import attention, journal, positional, sharding, training
 from rope_lm.checkpoint import Checkpoints
 from rope_lm.data import tokenizer
 from rope_lm.data.tokenizer import Tokenizer
+from rope_lm.objective import Objective
 from rope_lm.refusal import Refusal
 from rope_lm.transformer import Transformer
 
@@ -23,6 +22,7 @@ class Trained:
     step: int
     seeds: tuple[int, ...]
     models: tuple[Transformer, ...]
+    objective: Objective
     coder: Tokenizer
 
 
@@ -40,10 +40,12 @@ def load(workdir: Path, position: Mapping[str, Any] | None = None, length: int |
     mesh = sharding.make(1, 1, 1, 1)
     model = {**config["model"], "position": dict(position or config["model"]["position"])}
     biased = positional.encoding(model["position"]).biased()
-    model["kernel"] = attention.choose("auto", mesh.devices.flat[0].platform, model["dtype"], biased)
+    auto = {**model["attention"], **({"kernel": "auto"} if "kernel" in model["attention"] else {})}
+    model["attention"] = attention.resolve(auto, mesh.devices.flat[0].platform, model["dtype"], biased)
     program = training.make(
         model,
         {**config["optimizer"], "rate": tuple(config["optimizer"]["rate"])},
+        config["objective"],
         vocabulary=manifest["data"]["vocabulary"],
         steps=config["steps"],
         members=len(manifest["members"]),
@@ -52,11 +54,11 @@ def load(workdir: Path, position: Mapping[str, Any] | None = None, length: int |
         mesh=mesh,
     )
     saved = Checkpoints.read(workdir / "checkpoints", program.abstract)
-    members = [jax.tree.map(lambda x, i=i: x[i], saved.tree.params) for i in range(len(manifest["members"]))]
     return Trained(
         config=config,
         step=saved.step,
         seeds=tuple(member["seed"] for member in manifest["members"]),
-        models=tuple(program.model(params) for params in members),
+        models=tuple(program.model(saved.tree, i) for i in range(len(manifest["members"]))),
+        objective=program.objective,
         coder=tokenizer.make(config["data"]["tokenizer"]),
     )

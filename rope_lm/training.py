@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, UInt
+from jaxtyping import Array, Float, Int, Key, UInt
 
-from rope_lm import objective, optimizer, sharding
+from rope_lm import attention, objective, optimizer, sharding
+from rope_lm.objective import Objective
 from rope_lm.refusal import Refusal
 from rope_lm.settings import bind
 from rope_lm.transformer import Transformer
@@ -27,6 +28,7 @@ class State(NamedTuple):
     params: Any
     moments: Any  # the optimizer's
     rate: Float[Array, "M"]  # peak learning rate
+    seed: UInt[Array, "M"]  # of all that is random in a member
     diverged: Int[Array, "M"]  # the step at which the member stopped being finite and was frozen; -1 if it never did
 
 
@@ -44,8 +46,9 @@ class Program(NamedTuple):
 
     init: Callable[[UInt[Array, "M"], Float[Array, "M"]], State]  # seeds, peak rates
     step: Callable[[State, Int[Array, "M B W"]], tuple[State, Metrics]]
-    evaluate: Callable[[Any, Int[Array, "R W"]], tuple[Float[Array, "M T"], Float[Array, "T"]]]  # params, rows
-    model: Callable[[Any], Transformer]  # of the parameters of one member
+    evaluate: Callable[[State, Int[Array, "R W"]], tuple[Float[Array, "M T"], Float[Array, "T"]]]
+    model: Callable[[State, int], Transformer]  # of a member, with what its attention draws at the state's step
+    objective: Objective
     abstract: State  # shapes, dtypes and shardings
     rows: jax.sharding.Sharding  # of the rows of a step
 
@@ -53,6 +56,7 @@ class Program(NamedTuple):
 def make(
     model: Mapping[str, Any],
     optimization: Mapping[str, Any],
+    predicted: Mapping[str, Any],
     *,
     vocabulary: int,
     steps: int,
@@ -61,57 +65,66 @@ def make(
     length: int,
     mesh: Mesh,
 ) -> Program:
-    """The program that trains `members` copies of `model` at once.
+    """The program that trains `members` copies of `model` at once to do what is `predicted` (a config's objective).
 
     `evaluate` returns totals per position (nats, tokens), never means: summed it is the loss, elementwise it is the
-    loss by position. Raises Refusal for sections that do not fit `Transformer` and `optimizer.make`.
+    loss by position; what the objective draws is the same for every member and at every step, by row. Raises Refusal
+    for sections that do not fit `Transformer`, `optimizer.make` and `objective.make`.
     """
+    example_of = objective.make(predicted, vocabulary=vocabulary)
+    given = {"vocabulary": example_of.vocabulary, "causal": example_of.causal}
 
     def build(seed: UInt[Array, ""]) -> Transformer:
-        key = jax.random.key(seed)
         # A stream of its own for the encoding: the shared parameters then start bit-identical in every arm.
-        rngs = nnx.Rngs(params=jax.random.fold_in(key, 0), position=jax.random.fold_in(key, 1))
-        return Transformer(**bind(Transformer, model, "model", {"vocabulary": vocabulary, "rngs": rngs}))
+        rngs = nnx.Rngs(params=_stream(seed, "params"), position=_stream(seed, "position"), features=0)
+        return Transformer(**bind(Transformer, model, "model", {**given, "rngs": rngs}))
 
     shell = nnx.eval_shape(build, jnp.uint32(0))
     shell.position.check(length)
-    graph, shapes = nnx.split(shell, nnx.Param)
+    graph, shapes, _ = nnx.split(shell, nnx.Param, ...)
     axes = _metadata(shapes, lambda path, variable: ("layer",) * ("blocks" in path) + variable.axes)
     decays = _metadata(shapes, lambda path, variable: variable.decays)
-    given = {"steps": steps, "decays": decays}
-    adam = optimizer.make(**bind(optimizer.make, optimization, "optimizer", given))
+    adam = optimizer.make(**bind(optimizer.make, optimization, "optimizer", {"steps": steps, "decays": decays}))
     sharding.check(mesh.shape, members, _share(batch, adam.accumulate), model["width"], model["heads"], model["hidden"])
 
-    def of(params: Any) -> Transformer:
-        return nnx.merge(graph, nnx.State(params))
+    def of(params: Any, seed: UInt[Array, ""], step: Int[Array, ""]) -> Transformer:
+        attention, draws = shell.attention, {}
+        if attention.redraw:
+            key = jax.random.fold_in(_stream(seed, "features"), step // attention.redraw)
+            draws["drawn"] = attention.draw(key, shell.layers, shell.width // shell.heads)
+        return nnx.merge(graph, nnx.State(params), nnx.State(draws))
 
-    def forward(params: Any, rows: Int[Array, "B W"]) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
-        example = objective.causal(rows)
-        logits, _ = of(params)(example.inputs)
+    def forward(model: Transformer, rows: Int[Array, "B W"], keys: Key[Array, "B"]) -> tuple[Array, Array]:
+        example = example_of(rows, keys)
+        logits, _ = model(example.inputs)
         return objective.cross_entropy(logits, example.targets) * example.weights, example.weights
 
-    def loss(params: Any, rows: Int[Array, "B W"]) -> Float[Array, ""]:
-        nats, weights = forward(params, rows)
-        return jnp.sum(nats) / jnp.sum(weights)
+    def gradient(params: Any, seed: Any, step: Any, rows: Int[Array, "B W"]) -> tuple[Float[Array, ""], Any]:
+        keys = jax.random.split(jax.random.fold_in(_stream(seed, "objective"), step), rows.shape[0])
 
-    def gradient(params: Any, rows: Int[Array, "B W"]) -> tuple[Float[Array, ""], Any]:
+        def loss(params: Any, rows: Int[Array, "B W"], keys: Key[Array, "B"]) -> Float[Array, ""]:
+            nats, weights = forward(of(params, seed, step), rows, keys)
+            return jnp.sum(nats) / jnp.sum(weights)
+
         if adam.accumulate == 1:
-            return jax.value_and_grad(loss)(params, rows)
-        pieces = rows.reshape(adam.accumulate, -1, rows.shape[-1])
+            return jax.value_and_grad(loss)(params, rows, keys)
+        pieces = rows.reshape(adam.accumulate, -1, rows.shape[-1]), keys.reshape(adam.accumulate, -1)
         zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
 
-        def add(total: Any, piece: Int[Array, "B W"]) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, jax.value_and_grad(loss)(params, piece)), None
+        def add(total: Any, piece: tuple[Array, Array]) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, jax.value_and_grad(loss)(params, *piece)), None
 
         total, _ = jax.lax.scan(add, zero, pieces)
         return jax.tree.map(lambda x: x / adam.accumulate, total)
 
     def init_member(seed: UInt[Array, ""], rate: Float[Array, ""]) -> tuple[Any, ...]:
         params = nnx.to_pure_dict(nnx.state(build(seed), nnx.Param))
-        return params, adam.transform.init(params), rate, jnp.int32(-1)
+        return params, adam.transform.init(params), rate, seed, jnp.int32(-1)
 
-    def step_member(step: Any, params: Any, moments: Any, rate: Any, diverged: Any, rows: Any) -> tuple[Any, Metrics]:
-        nats, grads = gradient(params, rows)
+    def step_member(
+        step: Any, params: Any, moments: Any, rate: Any, seed: Any, diverged: Any, rows: Any
+    ) -> tuple[Any, Metrics]:
+        nats, grads = gradient(params, seed, step, rows)
         norm = optax.global_norm(grads)
         now = rate * adam.schedule(step)
         direction, next_moments = adam.transform.update(grads, moments, params)
@@ -121,7 +134,7 @@ def make(
         keep = lambda new, old: jnp.where(good, new, old)  # noqa: E731
         params, moments = jax.tree.map(keep, (next_params, next_moments), (params, moments))
         diverged = jnp.where((diverged < 0) & ~good, step, diverged)
-        return (params, moments, rate, diverged), Metrics(nats, norm, now, diverged)
+        return (params, moments, rate, seed, diverged), Metrics(nats, norm, now, diverged)
 
     over_members = _in_turn if take_turns(mesh) else partial(jax.vmap, spmd_axis_name="member")
 
@@ -132,21 +145,25 @@ def make(
         rest, metrics = over_members(partial(step_member, state.step))(*state[1:], rows)
         return State(state.step + 1, *rest), metrics
 
-    def evaluate(params: Any, rows: Int[Array, "R W"]) -> tuple[Float[Array, "M T"], Float[Array, "T"]]:
+    def evaluate(state: State, rows: Int[Array, "R W"]) -> tuple[Float[Array, "M T"], Float[Array, "T"]]:
         count = rows.shape[0]
         padded = jnp.pad(rows, ((0, -count % batch), (0, 0))).reshape(-1, batch, rows.shape[1])
         padded = jax.lax.with_sharding_constraint(padded, sharding.named(mesh, ("piece", "batch")))
-        real = (jnp.arange(padded.shape[0] * batch) < count).reshape(-1, batch, 1)
+        number = jnp.arange(padded.shape[0] * batch)
+        keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(0)))(number).reshape(-1, batch)
+        real = (number < count).reshape(-1, batch, 1)
 
-        def member(params: Any) -> Any:
+        def member(params: Any, seed: UInt[Array, ""]) -> Any:
+            model = of(params, seed, state.step)
+
             def add(total: Any, piece: Any) -> tuple[Any, None]:
-                nats, weights = forward(params, piece[0])
-                return (total[0] + (nats * piece[1]).sum(0), total[1] + (weights * piece[1]).sum(0)), None
+                nats, weights = forward(model, piece[0], piece[1])
+                return (total[0] + (nats * piece[2]).sum(0), total[1] + (weights * piece[2]).sum(0)), None
 
             zero = jnp.zeros(rows.shape[1] - 1)
-            return jax.lax.scan(add, (zero, zero), (padded, real))[0]
+            return jax.lax.scan(add, (zero, zero), (padded, keys, real))[0]
 
-        nats, tokens = over_members(member)(params)
+        nats, tokens = over_members(member)(state.params, state.seed)
         return nats, tokens[0]
 
     abstract = jax.eval_shape(init, jnp.zeros(members, jnp.uint32), jnp.zeros(members))
@@ -157,11 +174,20 @@ def make(
     return Program(
         init=jax.jit(init, out_shardings=shardings),
         step=jax.jit(step, in_shardings=(shardings, rows), out_shardings=(shardings, whole), donate_argnums=0),
-        evaluate=jax.jit(evaluate, in_shardings=(shardings.params, whole), out_shardings=whole),
-        model=of,
+        evaluate=jax.jit(evaluate, in_shardings=(shardings, whole), out_shardings=whole),
+        model=lambda state, i: of(jax.tree.map(lambda x: x[i], state.params), state.seed[i], state.step),
+        objective=example_of,
         abstract=abstract,
         rows=rows,
     )
+
+
+STREAMS = ("params", "position", "features", "objective")
+
+
+def _stream(seed: UInt[Array, ""], name: str) -> Key[Array, ""]:
+    """The key of one of the things that are random in a member: none hangs on how often another was drawn."""
+    return jax.random.fold_in(jax.random.key(seed), STREAMS.index(name))
 
 
 def _shardings(abstract: State, axes: Any, transform: optax.GradientTransformation, mesh: Mesh) -> State:
@@ -172,7 +198,7 @@ def _shardings(abstract: State, axes: Any, transform: optax.GradientTransformati
     moments = optax.tree_utils.tree_map_params(
         transform, lambda _, each: each, abstract.moments, params, transform_non_params=lambda _: member
     )
-    return State(sharding.named(mesh, ()), params, moments, member, member)
+    return State(sharding.named(mesh, ()), params, moments, member, member, member)
 
 
 def take_turns(mesh: Mesh) -> bool:
@@ -205,7 +231,8 @@ def memory(
     keep for the backward pass (the results of their products, or their inputs alone with remat="full") and what one
     layer works on; and the logits with what is computed from them, in float32. A test holds it against XLA's account.
     """
-    whole = 16 * model["width"] + 4 * model["hidden"]  # of one layer, with all that lies between its products
+    # Of one layer, with all that lies between its products.
+    whole = 16 * model["width"] + 4 * model["hidden"] + attention.make(model["attention"]).floats(model["heads"])
     kept = {"none": whole, "products": 7 * model["width"] + model["hidden"], "full": model["width"]}[model["remat"]]
     layers = jnp.dtype(model["dtype"]).itemsize * (model["layers"] * kept + whole)
     states = members * 4 * 4 * parameters // (mesh["fsdp"] * mesh["tensor"])

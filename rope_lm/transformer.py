@@ -10,9 +10,8 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
+from rope_lm import attention as attentions
 from rope_lm import positional
-from rope_lm.attention import softmax_attention
-from rope_lm.positional import PositionalEncoding
 from rope_lm.positions import Positions, contiguous
 from rope_lm.refusal import Refusal, unknown
 
@@ -31,6 +30,12 @@ class Cache(NamedTuple):
         left = jnp.arange(self.k.shape[2]) < self.used - count
         index, segment = (older(each, 1) * left for each in self.positions)
         return Cache(older(self.k, 2), older(self.v, 2), Positions(index, segment), self.used - count)
+
+
+# Queries, keys and values of a layer -> what its queries gather, and what is kept of the layer for the cache.
+Attend = Callable[
+    [Float[Array, "B T N H"], Float[Array, "B T N H"], Float[Array, "B T N H"]], tuple[Float[Array, "B T N H"], Any]
+]
 
 
 def _keeping(names: tuple[str, ...]) -> Callable[[Callable], Callable]:
@@ -88,40 +93,23 @@ class Block(nnx.Module):
         self.up = Linear((width, hidden), ("width", "hidden"), 1.0, dtype, rngs)
         self.down = Linear((hidden, width), ("hidden", "width"), residual, dtype, rngs)
 
-    def __call__(
-        self,
-        x: Float[Array, "R D"],
-        encoding: PositionalEncoding,
-        positions: Positions,
-        bias: Float[Array, "#B N T S"] | None,
-        kernel: str,
-        batch: int,
-        past: tuple[Float[Array, "B S N H"], Float[Array, "B S N H"], Positions, Int[Array, ""]] | None,
-        plain: bool,
-        layer: Int[Array, ""],
-    ) -> tuple[Float[Array, "R D"], tuple[Float[Array, "B S N H"], Float[Array, "B S N H"]]]:
-        """x after the block, and the raw keys and values that its queries saw (the cache's, if there is a `past`)."""
+    def __call__(self, x: Float[Array, "R D"], batch: int, attend: Attend) -> tuple[Float[Array, "R D"], Any]:
+        """x [B*T D] after the block, and what `attend` keeps."""
         rows, width = x.shape
         qkv = self.qkv(self.attention_norm(x)).reshape(batch, rows // batch, self.heads, 3, width // self.heads)
-        q, k, v = qkv[..., 0, :], qkv[..., 1, :], qkv[..., 2, :]
-        seen = positions
-        if past is not None:
-            past_k, past_v, seen, used = past
-            k = jax.lax.dynamic_update_slice_in_dim(past_k, k.astype(past_k.dtype), used, axis=1)
-            v = jax.lax.dynamic_update_slice_in_dim(past_v, v.astype(past_v.dtype), used, axis=1)
-        score = encoding.score(q, k, positions, seen, layer)
-        if score is not None:
-            bias = score if bias is None else bias + score
-        turned_q, turned_k = encoding.rotate(q, k, positions, seen, layer)
-        attended = softmax_attention(turned_q, turned_k, v, positions, seen, bias, kernel, plain)
-        attended = checkpoint_name(attended.reshape(rows, width), "product")
-        x = x + self.out(attended)
+        attended, kept = attend(qkv[..., 0, :], qkv[..., 1, :], qkv[..., 2, :])
+        x = x + self.out(checkpoint_name(attended.reshape(rows, width), "product"))
         x = x + self.down(jax.nn.gelu(self.up(self.mlp_norm(x))))
-        return x, (k, v)
+        return x, kept
+
+
+class Drawn(nnx.Variable):
+    """What attention draws at random, and nobody trains: [L F H]."""
 
 
 class Transformer(nnx.Module):
-    """Tokens to logits. The encoding acts in four lines: `embed` and `bias` here, `score` and `rotate` in the block.
+    """Tokens to logits. The encoding acts in a line each: `embed` and `bias` once, `score`, `rotate` and, where
+    attention has features, `turn_features` in every layer.
 
     Inside, activations are [R D] with R = B * T rows: on the CPU every linear layer is then one plain matrix product.
     """
@@ -137,24 +125,31 @@ class Transformer(nnx.Module):
         embedding_scale: float,
         dtype: str,
         remat: str,
-        kernel: str,
+        attention: Mapping[str, Any],
         *,
+        causal: bool,
         vocabulary: int,
         rngs: nnx.Rngs,
     ):
-        """`rngs` has two streams: `params`, and `position` for the encoding alone, so that every shared parameter
-        of two arms starts bit-identical for the same seed. Raises Refusal for sizes that do not go together."""
+        """`causal`: whether a token sees no token after it. `rngs` has a stream `params`, one `position` for the
+        encoding alone, so that every shared parameter of two arms starts bit-identical for the same seed, and one
+        `features` for what attention draws. Raises Refusal for sizes that do not go together, and for an encoding and
+        an attention that do not."""
         check(width, heads, layers, hidden, embedding_scale, dtype, remat)
         self.dtype = jnp.dtype(dtype)
         self.layers, self.heads, self.width = layers, heads, width
-        self.embedding_scale, self.remat, self.kernel = embedding_scale, remat, kernel
+        self.embedding_scale, self.remat, self.causal = embedding_scale, remat, causal
         self.embedding = nnx.Param(
             embedding_scale * jax.random.normal(rngs.params(), (vocabulary, width)),
             axes=("vocabulary", "width"),
             decays=True,
         )
-        shape = positional.Shape(width, heads, width // heads, layers)
+        shape = positional.Shape(width, heads, width // heads, layers, causal)
         self.position = positional.make(position, shape=shape, rngs=rngs)
+        self.attention = attentions.make(attention)
+        self.attention.check(position["name"], type(self.position))
+        drawn = self.attention.draw(rngs.features(), layers, width // heads) if self.attention.redraw else None
+        self.drawn = None if drawn is None else Drawn(drawn)
 
         @nnx.split_rngs(splits=layers)
         @nnx.vmap
@@ -170,7 +165,7 @@ class Transformer(nnx.Module):
     ) -> tuple[Float[Array, "B T V"], Cache | None]:
         """Logits in float32, and the cache with these tokens added.
 
-        Without `positions` the rows are contiguous pieces of text, and the attention kernel's own causal flag is used.
+        Without `positions` the rows are contiguous pieces of text, and attention needs no mask.
         """
         batch, length = tokens.shape
         plain = positions is None
@@ -182,15 +177,15 @@ class Transformer(nnx.Module):
         graph, blocks = nnx.split(self.blocks)
 
         def body(x, layer):
-            number, block, stored = layer
-            past = None if cache is None else (*stored, seen, cache.used)
-            x, kept = nnx.merge(graph, block)(
-                x, self.position, positions, bias, self.kernel, batch, past, plain, number
-            )
-            return x, None if cache is None else kept
+            number, block, stored, drawn = layer
+            attend = lambda q, k, v: self._attend(q, k, v, positions, seen, bias, plain, number, drawn, stored)  # noqa: E731
+            return nnx.merge(graph, block)(x, batch, attend)
 
-        stored = None if cache is None else (cache.k, cache.v)
-        x, kept = jax.lax.scan(REMAT[self.remat](body), x, (jnp.arange(self.layers), blocks, stored))
+        stored = None
+        if cache is not None:
+            stored = cache.k, cache.v, jnp.broadcast_to(cache.used, self.layers)
+        drawn = None if self.drawn is None else self.drawn[...]
+        x, kept = jax.lax.scan(REMAT[self.remat](body), x, (jnp.arange(self.layers), blocks, stored, drawn))
         x = self.norm(x)
         if self.head is None:
             # The table's rows have `embedding_scale` variance, a head's should have 1/D.
@@ -200,6 +195,35 @@ class Transformer(nnx.Module):
             logits = self.head(x)
         cache = None if cache is None else Cache(*kept, seen, cache.used + length)
         return logits.astype(jnp.float32).reshape(batch, length, -1), cache
+
+    def _attend(
+        self,
+        q: Float[Array, "B T N H"],
+        k: Float[Array, "B T N H"],
+        v: Float[Array, "B T N H"],
+        positions: Positions,
+        seen: Positions,
+        bias: Float[Array, "#B N T S"] | None,
+        plain: bool,
+        layer: Int[Array, ""],
+        drawn: Float[Array, "F H"] | None,
+        stored: tuple[Float[Array, "B S N H"], Float[Array, "B S N H"], Int[Array, ""]] | None,
+    ) -> tuple[Float[Array, "B T N H"], tuple[Float[Array, "B S N H"], Float[Array, "B S N H"]] | None]:
+        """Attention of one layer, with what position does to it; and the raw keys and values that the queries saw,
+        where some are `stored`."""
+        if stored is not None:
+            past_k, past_v, used = stored
+            k = jax.lax.dynamic_update_slice_in_dim(past_k, k.astype(past_k.dtype), used, axis=1)
+            v = jax.lax.dynamic_update_slice_in_dim(past_v, v.astype(past_v.dtype), used, axis=1)
+        score = self.position.score(q, k, positions, seen, layer)
+        if score is not None:
+            bias = score if bias is None else bias + score
+        turned_q, turned_k = self.position.rotate(q, k, positions, seen, layer)
+        turn = None
+        if self.position.turns_features():
+            turn = lambda q, k: self.position.turn_features(q, k, positions, seen, layer)  # noqa: E731
+        attended = self.attention(turned_q, turned_k, v, positions, seen, bias, turn, self.causal, plain, drawn)
+        return attended, None if stored is None else (k, v)
 
     def cache(self, batch: int, size: int) -> Cache:
         """An empty cache for `size` tokens of `batch` rows."""
@@ -236,13 +260,23 @@ def check(width: int, heads: int, layers: int, hidden: int, embedding_scale: flo
         raise unknown("model.remat", remat, REMAT)
 
 
-def flops_per_token(width: int, layers: int, hidden: int, vocabulary: int, length: int) -> float:
+def flops_per_token(
+    width: int,
+    heads: int,
+    layers: int,
+    hidden: int,
+    attention: Mapping[str, Any],
+    *,
+    causal: bool,
+    vocabulary: int,
+    length: int,
+) -> float:
     """Floating-point operations of training on one token: forward, and twice that backward.
 
-    Two for each weight of a matrix product (the embedding is a look-up: it counts nothing), and for attention the
-    causal half alone: on average (length + 1) / 2 keys, two products of `width` each. Norms, softmax and what is
-    computed again for the backward pass are not counted.
+    Two for each weight of a matrix product (the embedding is a look-up: it counts nothing), and for each product in
+    attention over the keys that a token may see alone: of softmax attention that is causal, two products of `width`
+    over (length + 1) / 2 keys on average. Norms, softmax and what is computed again for the backward pass are not
+    counted.
     """
     weights = layers * (4 * width * width + 2 * width * hidden) + width * vocabulary
-    attention = layers * 2 * width * (length + 1) / 2
-    return 3 * 2 * (weights + attention)
+    return 3 * 2 * (weights + layers * attentions.make(attention).flops(width, heads, length, causal))

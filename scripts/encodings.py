@@ -68,17 +68,19 @@ def shift_invariant(name: str) -> bool:
     import jax.numpy as jnp
     from flax import nnx
 
+    from configs import lm
     from configs.presets import POSITIONS
     from rope_lm.positions import contiguous
     from rope_lm.transformer import Transformer
 
     row = {"name": name, **POSITIONS[name]} | {key: 1100 for key in ("limit", "trained") if key in POSITIONS[name]}
     row |= {"scale": 1.0} if "scale" in row else {"threshold": 8.0} if "threshold" in row else {}
-    rngs = nnx.Rngs(params=0, position=1)
-    sizes = {"width": 32, "heads": 4, "layers": 2, "hidden": 64, "vocabulary": 17}
-    model = Transformer(
-        **sizes, position=row, tied=False, embedding_scale=1.0, dtype="float32", remat="none", kernel="xla", rngs=rngs
-    )
+    attention = "performer" if name == "rotary_features" else "softmax"
+    section = entry.plain(lm.get_config(f"attention={attention}").model)
+    section |= {"width": 32, "heads": 4, "layers": 2, "hidden": 64, "position": row}
+    section["attention"] |= {"kernel": "xla"} if attention == "softmax" else {}
+    rngs = nnx.Rngs(params=0, position=1, features=2)
+    model = Transformer(**section, causal=True, vocabulary=17, rngs=rngs)
     tokens = jax.random.randint(jax.random.key(2), (1, 32), 0, 17)
     here, there = (model(tokens, contiguous(32, start))[0] for start in (0, 1000))
     return bool(jnp.abs(here - there).max() < 1e-3)

@@ -15,6 +15,13 @@ def position(name: str, limit: int = LENGTH) -> dict:
     return row | {key: limit for key in ("limit", "trained") if key in row}
 
 
+def attention(name: str) -> dict:
+    """The config row of an attention in which an encoding can act."""
+    if name == "rotary_features":
+        return {"name": "performer", "features": 16, "redraw": 10, "block": 8}
+    return {"name": "softmax", "kernel": "blocked"}
+
+
 def section(name: str, **changes: object) -> dict:
     """A model section of a config."""
     return {
@@ -27,15 +34,15 @@ def section(name: str, **changes: object) -> dict:
         "embedding_scale": 1.0,
         "dtype": "float32",
         "remat": "products",
-        "kernel": "blocked",
+        "attention": attention(name),
     } | changes
 
 
-def model(name: str, seed: int = 0, **changes: object) -> Transformer:
+def model(name: str, seed: int = 0, causal: bool = True, **changes: object) -> Transformer:
     """A model with random parameters; those of the encoding too, so that a law cannot hold because a bias is zero."""
     key = jax.random.key(seed)
-    rngs = nnx.Rngs(params=jax.random.fold_in(key, 0), position=jax.random.fold_in(key, 1))
-    return Transformer(**section(name, **changes), vocabulary=VOCABULARY, rngs=rngs)
+    rngs = nnx.Rngs(params=jax.random.fold_in(key, 0), position=jax.random.fold_in(key, 1), features=2)
+    return Transformer(**section(name, **changes), causal=causal, vocabulary=VOCABULARY, rngs=rngs)
 
 
 def tokens(rows: int, length: int = LENGTH, seed: int = 1) -> jax.Array:

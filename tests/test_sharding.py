@@ -17,13 +17,13 @@ import sys, json, jax, numpy as np
 sys.path.insert(0, ".")
 from rope_lm import sharding, training
 from tests.models import section, VOCABULARY, LENGTH
-from tests.test_training import OPTIMIZER
+from tests.test_training import CAUSAL, OPTIMIZER
 name, meshes = sys.argv[1], json.loads(sys.argv[2])
 out = {}
 for sizes in meshes:
     mesh = sharding.make(*sizes)
-    made = training.make(section(name), OPTIMIZER | {"rate": (3e-3,)}, vocabulary=VOCABULARY, steps=20, members=2,
-                         batch=8, length=LENGTH, mesh=mesh)
+    made = training.make(section(name), OPTIMIZER | {"rate": (3e-3,)}, CAUSAL, vocabulary=VOCABULARY, steps=20,
+                         members=2, batch=8, length=LENGTH, mesh=mesh)
     state = made.init(np.array([0, 1], np.uint32), np.full(2, 3e-3, np.float32))
     rng = np.random.default_rng(0)
     losses = []
@@ -67,12 +67,13 @@ import sys, json, math, re, jax, jax.numpy as jnp
 sys.path.insert(0, ".")
 from rope_lm import sharding, training
 from tests.models import section, LENGTH
-from tests.test_training import OPTIMIZER
+from tests.test_training import CAUSAL, OPTIMIZER
 out = {}
 for sizes in json.loads(sys.argv[1]):
     mesh = sharding.make(*sizes)
     model = section("rotary", width=128, heads=8, hidden=512, layers=4)
-    made = training.make(model, OPTIMIZER, vocabulary=257, steps=20, members=1, batch=8, length=LENGTH, mesh=mesh)
+    made = training.make(model, OPTIMIZER, CAUSAL, vocabulary=257, steps=20, members=1, batch=8, length=LENGTH,
+                         mesh=mesh)
     rows = jax.ShapeDtypeStruct((1, 8, LENGTH + 1), jnp.int32, sharding=made.rows)
     compiled = made.step.lower(made.abstract, rows).compile()
     gathered = [math.prod(map(int, shape.split(","))) for shape in

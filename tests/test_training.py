@@ -21,15 +21,22 @@ OPTIMIZER = {
     "clip": 1.0,
     "accumulate": 1,
 }
+CAUSAL = {"name": "causal"}
 BATCH = 4
 
 
 def program(
-    name: str, members: int, steps: int = 100, model: dict | None = None, **changes: object
+    name: str,
+    members: int,
+    steps: int = 100,
+    model: dict | None = None,
+    predicted: dict | None = None,
+    **changes: object,
 ) -> training.Program:
     return training.make(
         {**section(name), **(model or {})},
         OPTIMIZER | changes,
+        predicted or CAUSAL,
         vocabulary=VOCABULARY,
         steps=steps,
         members=members,
@@ -95,12 +102,12 @@ def test_evaluation_gives_totals_by_position_whatever_the_number_of_rows():
     made = program("learned", 2)
     state = made.init(np.array([0, 1], np.uint32), np.ones(2, np.float32))
     text = np.concatenate([rows(0, i) for i in range(3)])[:10]  # no multiple of the batch
-    nats, tokens = made.evaluate(state.params, text)
+    nats, tokens = made.evaluate(state, text)
     assert nats.shape == (2, LENGTH) and float(tokens.sum()) == 10 * LENGTH
-    apart = sum(np.asarray(made.evaluate(state.params, text[i : i + 1])[0]) for i in range(10))
+    apart = sum(np.asarray(made.evaluate(state, text[i : i + 1])[0]) for i in range(10))
     np.testing.assert_allclose(nats, apart, rtol=1e-4)
     _, metrics = made.step(state, np.stack([rows(0, 0)] * 2))
-    by_step = made.evaluate(made.init(np.array([0, 1], np.uint32), np.ones(2, np.float32)).params, rows(0, 0))[0]
+    by_step = made.evaluate(made.init(np.array([0, 1], np.uint32), np.ones(2, np.float32)), rows(0, 0))[0]
     np.testing.assert_allclose(metrics.nats, by_step.sum(-1) / (BATCH * LENGTH), rtol=1e-4)
 
 
@@ -183,7 +190,15 @@ def test_rows_longer_than_an_encoding_are_refused():
 def test_memory_is_near_what_xla_says(members, remat):
     model = section("rotary", width=64, layers=4, hidden=256, remat=remat)
     made = training.make(
-        model, OPTIMIZER, vocabulary=257, steps=9, members=members, batch=8, length=128, mesh=sharding.make(1, 1, 1, 1)
+        model,
+        OPTIMIZER,
+        CAUSAL,
+        vocabulary=257,
+        steps=9,
+        members=members,
+        batch=8,
+        length=128,
+        mesh=sharding.make(1, 1, 1, 1),
     )
     rows = jax.ShapeDtypeStruct((members, 8, 129), jnp.int32)
     found = made.step.lower(made.abstract, rows).compile().memory_analysis()

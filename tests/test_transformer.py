@@ -55,9 +55,17 @@ def test_flops_are_those_of_the_formula_written_out():
     """One layer, width 2, hidden 3, vocabulary 5, length 3: counted by hand."""
     qkv, out, mlp, head = 2 * 2 * 6, 2 * 2 * 2, 2 * 2 * 3 * 2, 2 * 2 * 5
     attention = 2 * 2 * 2 * (1 + 2 + 3) / 3  # two products, two operations each, over 1, 2 and 3 keys of width 2
-    assert flops_per_token(width=2, layers=1, hidden=3, vocabulary=5, length=3) == 3 * (
-        qkv + out + mlp + head + attention
-    )
+    softmax = {"name": "softmax", "kernel": "xla"}
+    sizes = {"width": 2, "heads": 1, "layers": 1, "hidden": 3, "vocabulary": 5, "length": 3}
+    count = flops_per_token(**sizes, attention=softmax, causal=True)
+    assert count == 3 * (qkv + out + mlp + head + attention)
+    assert (
+        flops_per_token(**sizes, attention=softmax, causal=False) == count + 3 * 2 * 2 * 2
+    )  # three keys each, not two
+    linear = {"name": "performer", "features": 4, "redraw": 1, "block": 2}
+    # Features of q and k, sums of k v, their product with q; and in a block (1 + 2) / 2 keys of features and of values.
+    attention = 2 * (2 * 2 * 4 + 2 * 2 * 4 + (4 + 2) * (1 + 2) / 2)
+    assert flops_per_token(**sizes, attention=linear, causal=True) == 3 * (qkv + out + mlp + head + attention)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from typing import Any
 
 from flax import nnx
 
-from rope_lm.positional.additive import Learned, Sinusoidal
+from rope_lm.positional.additive import Learned, RotarySinusoidal, Sinusoidal
 from rope_lm.positional.base import PositionalEncoding, Shape
 from rope_lm.positional.bias import FIRE, ALiBi, KerpleLog, KerplePower, RelativeBias, Sandwich
 from rope_lm.positional.content import CoPE, Shaw, TransformerXL
@@ -18,11 +18,12 @@ from rope_lm.positional.rotary import (
     PartialRotary,
     PRoPE,
     Rotary,
+    RotaryFeatures,
     XPos,
     YaRN,
 )
-from rope_lm.refusal import Refusal, unknown
-from rope_lm.settings import bind
+from rope_lm.refusal import Refusal
+from rope_lm.settings import build, named
 
 __all__ = ["ENCODINGS", "PositionalEncoding", "Shape", "encoding", "make"]
 
@@ -44,6 +45,8 @@ ENCODINGS: dict[str, type[PositionalEncoding]] = {
     "rotary_dynamic": DynamicRotary,
     "yarn": YaRN,
     "llama3": Llama3Rotary,
+    "rotary_features": RotaryFeatures,
+    "rotary_sinusoidal": RotarySinusoidal,
     "xpos": XPos,
     "p_rope": PRoPE,
     "shaw": Shaw,
@@ -54,18 +57,18 @@ ENCODINGS: dict[str, type[PositionalEncoding]] = {
 
 def encoding(position: Mapping[str, Any]) -> type[PositionalEncoding]:
     """The class that a config's model.position names. Raises Refusal for an unknown name."""
-    if "name" not in position:
-        raise Refusal(f"model.position has no name: give one of {', '.join(ENCODINGS)}")
-    if position["name"] not in ENCODINGS:
-        raise unknown("model.position.name", str(position["name"]), ENCODINGS)
-    return ENCODINGS[position["name"]]
+    return named(position, ENCODINGS, "model.position")
 
 
 def make(position: Mapping[str, Any], *, shape: Shape, rngs: nnx.Rngs) -> PositionalEncoding:
     """The encoding that `position` describes: its name and the keyword arguments of its class.
 
-    Raises Refusal for an unknown name, an unknown or missing key, or a value that the encoding cannot have.
+    Raises Refusal for an unknown name, an unknown or missing key, a value that the encoding cannot have, and for an
+    encoding that looks back alone in a model that looks both ways.
     """
-    cls = encoding(position)
-    arguments = {key: value for key, value in position.items() if key != "name"}
-    return cls(**bind(cls, arguments, where="model.position", given={"shape": shape, "rngs": rngs}))
+    if encoding(position).backward and not shape.causal:
+        raise Refusal(
+            f"model.position.name={position['name']} is defined for keys before the query alone, here every "
+            "token sees all: choose objective=causal, or another encoding"
+        )
+    return build(position, ENCODINGS, "model.position", {"shape": shape, "rngs": rngs})

@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from rope_lm.positional.base import PositionalEncoding, Shape
-from rope_lm.positional.rotary import angles, frequencies
+from rope_lm.positional.rotary import Rotary, angles, frequencies
 from rope_lm.positions import Positions
 from rope_lm.refusal import Refusal
 
@@ -48,3 +48,15 @@ class Sinusoidal(PositionalEncoding):
         angle = angles(positions.index, frequencies(self.width + self.width % 2, self.base))
         wave = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)[..., : self.width]
         return x + (self.scale * wave).astype(x.dtype)
+
+
+class RotarySinusoidal(Rotary):
+    """Rotary and, on the embeddings, sinusoids as well: what the code that RoFormer's Performer experiment cites really
+    ran (lucidrains/performer-pytorch, whose `rotary_position_emb` leaves the sinusoids in place)."""
+
+    def __init__(self, base: float, scale: float, *, shape: Shape, rngs: nnx.Rngs):
+        super().__init__(base, shape=shape, rngs=rngs)
+        self.sinusoidal = Sinusoidal(base, scale, shape=shape, rngs=rngs)
+
+    def embed(self, x: Float[Array, "B T D"], positions: Positions) -> Float[Array, "B T D"]:
+        return self.sinusoidal.embed(x, positions)

@@ -16,6 +16,7 @@ class Shape(NamedTuple):
     heads: int
     head_size: int
     layers: int
+    causal: bool  # whether queries see no key after them
 
 
 class PositionalEncoding(nnx.Module):
@@ -27,6 +28,7 @@ class PositionalEncoding(nnx.Module):
     """
 
     limit: int | None = None  # first index that it cannot encode
+    backward: bool = False  # whether it is defined for keys that are not after the query alone
 
     def __init__(self, *, shape: Shape, rngs: nnx.Rngs):
         pass
@@ -63,6 +65,22 @@ class PositionalEncoding(nnx.Module):
         `q` and `k` are as they were before `rotate`.
         """
         return None
+
+    def turn_features(
+        self,
+        q: Float[Array, "B T N F"],
+        k: Float[Array, "B S N F"],
+        q_positions: Positions,
+        k_positions: Positions,
+        layer: Int[Array, ""],
+    ) -> tuple[Float[Array, "B T N F"], Float[Array, "B S N F"]]:
+        """Acts on the features of linear attention, in its numerator, once per layer."""
+        return q, k
+
+    @classmethod
+    def turns_features(cls) -> bool:
+        """Whether the encoding acts on features (it then needs an attention that has some)."""
+        return cls.turn_features is not PositionalEncoding.turn_features
 
     @classmethod
     def biased(cls) -> bool:

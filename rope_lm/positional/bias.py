@@ -19,14 +19,21 @@ def distance(q_positions: Positions, k_positions: Positions) -> Int[Array, "B T 
     return q_positions.index[:, :, None] - k_positions.index[:, None, :]
 
 
-def bucket(distance: Int[Array, "*S"], buckets: int, farthest: int) -> Int[Array, "*S"]:
-    """T5's bucket of a causal distance (arXiv 1910.10683, section 2.1): exact below buckets/2, then logarithmic to
-    `farthest` tokens, beyond which all share the last. Keys ahead of the query fall into bucket 0."""
+def bucket(distance: Int[Array, "*S"], buckets: int, farthest: int, causal: bool) -> Int[Array, "*S"]:
+    """T5's bucket of a distance (arXiv 1910.10683, section 2.1, and its released code): exact below buckets/2, then
+    logarithmic to `farthest` tokens, beyond which all share the last. If `causal`, keys ahead of the query fall into
+    bucket 0; else the first half of the buckets is for keys before the query and the second for those ahead."""
+    side = 0
+    if causal:
+        distance = jnp.maximum(distance, 0)
+    else:
+        buckets //= 2
+        side = buckets * (distance < 0)
+        distance = jnp.abs(distance)
     exact = buckets // 2
-    distance = jnp.maximum(distance, 0)
     far = jnp.log(jnp.maximum(distance, 1).astype(jnp.float32) / exact) / math.log(farthest / exact)
     far = exact + (far * (buckets - exact)).astype(jnp.int32)
-    return jnp.where(distance < exact, distance, jnp.minimum(far, buckets - 1))
+    return side + jnp.where(distance < exact, distance, jnp.minimum(far, buckets - 1))
 
 
 class RelativeBias(PositionalEncoding):
@@ -37,18 +44,20 @@ class RelativeBias(PositionalEncoding):
     """
 
     def __init__(self, buckets: int, farthest: int, scale: float, *, shape: Shape, rngs: nnx.Rngs):
-        if buckets < 2 or farthest <= buckets // 2:
+        least = 2 if shape.causal else 4  # two for each side
+        if buckets < least or farthest <= buckets // 2:
             raise Refusal(
-                f"model.position.buckets={buckets}, farthest={farthest}: needs buckets >= 2 and farthest > buckets/2"
+                f"model.position.buckets={buckets}, farthest={farthest}: needs buckets >= {least} and farthest > "
+                "buckets/2"
             )
-        self.buckets = buckets
+        self.buckets, self.causal = buckets, shape.causal
         self.farthest = farthest
         self.table = nnx.Param(
             scale * jax.random.normal(rngs.position(), (buckets, shape.heads)), axes=("bucket", "heads"), decays=False
         )
 
     def bias(self, q_positions: Positions, k_positions: Positions) -> Float[Array, "#B N T S"]:
-        index = bucket(distance(q_positions, k_positions), self.buckets, self.farthest)
+        index = bucket(distance(q_positions, k_positions), self.buckets, self.farthest, self.causal)
         # A product with one-hot rows: the gradient of a gather is a scatter, 10 times slower on the CPU.
         chosen = jax.nn.one_hot(index, self.buckets, dtype=jnp.float32)
         return jnp.einsum("btsk,kn->bnts", chosen, self.table[...])
@@ -63,14 +72,15 @@ def slopes(heads: int) -> np.ndarray:
 
 
 class ALiBi(PositionalEncoding):
-    """A bias that falls linearly with distance, at a fixed slope for each head (arXiv 2108.12409, section 3)."""
+    """A bias that falls linearly with distance, at a fixed slope for each head (arXiv 2108.12409, section 3); to both
+    sides alike where tokens see what is ahead of them."""
 
     def __init__(self, *, shape: Shape, rngs: nnx.Rngs):
         self.heads = shape.heads
 
     def bias(self, q_positions: Positions, k_positions: Positions) -> Float[Array, "#B N T S"]:
         slope = jnp.asarray(slopes(self.heads), jnp.float32)
-        return -slope[:, None, None] * distance(q_positions, k_positions).astype(jnp.float32)[:, None]
+        return -slope[:, None, None] * _away(q_positions, k_positions)
 
 
 class KerpleLog(PositionalEncoding):
@@ -113,6 +123,8 @@ class FIRE(PositionalEncoding):
     `hidden` units (32 in the paper); the threshold L starts at `threshold` tokens and c at 0.1. Dividing by what the
     query could see makes the longest distance 1 at any length, and so the bias not invariant to shifts.
     """
+
+    backward = True  # a query's index says how far back it sees, and nothing of what is ahead
 
     def __init__(self, hidden: int, threshold: float, *, shape: Shape, rngs: nnx.Rngs):
         if hidden < 1 or not threshold > 0:

@@ -16,7 +16,8 @@ from rope_lm.refusal import Refusal
 
 class Shaw(PositionalEncoding):
     """Relative keys: q_i (k_j + a_(i-j)) / sqrt(H), a trained vector for each distance up to `farthest` tokens, beyond
-    which all share the last; of each layer, shared by its heads (arXiv 1803.02155, section 3.2, keys alone).
+    which all share the last; of each layer, shared by its heads (arXiv 1803.02155, section 3.2, keys alone). Where
+    tokens see what is ahead of them, distances to that side have vectors of their own.
 
     Initial values are normal with standard deviation `scale`.
     """
@@ -24,8 +25,8 @@ class Shaw(PositionalEncoding):
     def __init__(self, farthest: int, scale: float, *, shape: Shape, rngs: nnx.Rngs):
         if farthest < 1:
             raise Refusal(f"model.position.farthest={farthest}: must be at least 1, in tokens")
-        self.farthest = farthest
-        size = (shape.layers, farthest + 1, shape.head_size)
+        self.farthest, self.ahead = farthest, 0 if shape.causal else farthest
+        size = (shape.layers, self.ahead + 1 + farthest, shape.head_size)
         self.table = nnx.Param(
             scale * jax.random.normal(rngs.position(), size), axes=("layer", "distance", "component"), decays=False
         )
@@ -39,9 +40,9 @@ class Shaw(PositionalEncoding):
         layer: Int[Array, ""],
     ) -> Float[Array, "B N T S"]:
         by_distance = jnp.einsum("btnh,dh->btnd", q.astype(jnp.float32), self.table[...][layer])
-        away = jnp.clip(distance(q_positions, k_positions), 0, self.farthest)
+        away = self.ahead + jnp.clip(distance(q_positions, k_positions), -self.ahead, self.farthest)
         # A product with one-hot rows: the gradient of a gather is a scatter, 10 times slower on the CPU.
-        chosen = jax.nn.one_hot(away, self.farthest + 1, dtype=jnp.float32)
+        chosen = jax.nn.one_hot(away, by_distance.shape[-1], dtype=jnp.float32)
         if chosen.shape[0] == 1:  # the same positions in every row: one product for all rows and heads
             score = jnp.einsum("btnd,tsd->bnts", by_distance, chosen[0])
         else:
@@ -115,6 +116,8 @@ class CoPE(PositionalEncoding):
     The vectors e are of each layer, shared by its heads; initial values are normal with standard deviation `scale` (0
     in the paper).
     """
+
+    backward = True  # gates are counted from a key forward to the query
 
     def __init__(self, positions: int, scale: float, *, shape: Shape, rngs: nnx.Rngs):
         if positions < 2:

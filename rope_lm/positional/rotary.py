@@ -105,6 +105,27 @@ class Rotary(PositionalEncoding):
         return turn(q, q_positions), turn(k, k_positions)
 
 
+class RotaryFeatures(PositionalEncoding):
+    """Rotary after the feature map of linear attention: the features of queries and keys are turned in the numerator,
+    the denominator stays unturned and so positive (RoFormer, arXiv 2104.09864, section 3.3, Eq. 19). `base` as in
+    Rotary."""
+
+    def __init__(self, base: float, *, shape: Shape, rngs: nnx.Rngs):
+        self.base = _above("base", base, 1, "10000 in the paper")
+
+    def turn_features(
+        self,
+        q: Float[Array, "B T N F"],
+        k: Float[Array, "B S N F"],
+        q_positions: Positions,
+        k_positions: Positions,
+        layer: Int[Array, ""],
+    ) -> tuple[Float[Array, "B T N F"], Float[Array, "B S N F"]]:
+        frequency = frequencies(q.shape[-1], self.base)
+        turn = lambda x, positions: rotate(x, wave(angles(positions.index, frequency)))  # noqa: E731
+        return turn(q, q_positions), turn(k, k_positions)
+
+
 class PartialRotary(Rotary):
     """Rotary on the first `fraction` of the components of a head, at the frequencies of a head of that size; the rest
     know no position (GPT-J and GPT-NeoX, arXiv 2204.06745, section 2.1; a quarter there)."""
@@ -243,6 +264,8 @@ class XPos(Rotary):
     are taken from the middle of the keys, so that a shift of all positions changes nothing; 70,000 tokens between the
     first and the last key is the most that float32 can hold (fade = 512, as in the paper).
     """
+
+    backward = True  # towards keys ahead it would grow
 
     def __init__(self, base: float, fade: float, *, shape: Shape, rngs: nnx.Rngs):
         super().__init__(base, shape=shape, rngs=rngs)

@@ -25,7 +25,7 @@ def load(name: str) -> tuple[positional.PositionalEncoding, dict[str, np.ndarray
     golden = GOLDENS[name]
     with np.load(FOLDER / f"{name}.npz", allow_pickle=False) as file:
         arrays = dict(file)
-    shape = positional.Shape(golden["heads"] * SIZE, golden["heads"], SIZE, layers=1)
+    shape = positional.Shape(golden["heads"] * SIZE, golden["heads"], SIZE, layers=1, causal=True)
     made = positional.make(golden["position"], shape=shape, rngs=nnx.Rngs(0, position=1))
     for path, parameter in nnx.to_flat_state(nnx.state(made, nnx.Param)):
         assert parameter.shape == arrays[path[0]].shape, path
@@ -73,7 +73,7 @@ def test_encodings_have_goldens():
 
 
 def test_each_layer_has_the_rotation_of_its_base():
-    shape = positional.Shape(64, 4, SIZE, layers=4)
+    shape = positional.Shape(64, 4, SIZE, layers=4, causal=True)
     build = lambda row: positional.make(row, shape=shape, rngs=nnx.Rngs(0, position=1))  # noqa: E731
     layered = build({"name": "rotary_layered", "bases": (1e4, 0.0, 5e5)})
     x, at = jax.random.normal(jax.random.key(0), (1, 12, 4, SIZE)), contiguous(12)

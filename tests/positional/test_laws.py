@@ -34,6 +34,8 @@ CLAIMS = {
     "rotary_dynamic": {"shift_invariant": True, "sees_order": True, "limited": False},
     "yarn": {"shift_invariant": True, "sees_order": True, "limited": False},
     "llama3": {"shift_invariant": True, "sees_order": True, "limited": False},
+    "rotary_features": {"shift_invariant": True, "sees_order": True, "limited": False},
+    "rotary_sinusoidal": {"shift_invariant": False, "sees_order": True, "limited": False},
     "xpos": {"shift_invariant": True, "sees_order": True, "limited": False},
     "p_rope": {"shift_invariant": True, "sees_order": True, "limited": False},
     "shaw": {"shift_invariant": True, "sees_order": True, "limited": False},
@@ -287,3 +289,30 @@ def test_padding_and_packing_positions():
     made = packed(jnp.array([[0, 0, 1, 1, 1, 2, 2, 0]]))
     np.testing.assert_array_equal(made.index[0], [0, 1, 0, 1, 2, 0, 1, 0])
     assert isinstance(made, Positions)
+
+
+# --- where tokens see what is ahead of them ---------------------------------------------------------------------------
+
+BOTH_WAYS = [name for name in CLAIMS if not positional.ENCODINGS[name].backward]
+
+
+@pytest.mark.parametrize("name", BOTH_WAYS)
+def test_a_bidirectional_model_sees_what_is_ahead_and_its_document_alone(name):
+    made, text = strong(name, causal=False), tokens(1)
+    assert jnp.abs(made(text)[0] - made(text.at[0, -1].add(1) % 17)[0])[0, 0].max() > 1e-6
+    together, _ = made(text, packed(jnp.array([[1] * 10 + [2] * 15 + [0] * 7])))
+    apart = jnp.concatenate([made(text[:, :10])[0], made(text[:, 10:25])[0]], 1)
+    np.testing.assert_allclose(together[:, :25], apart, atol=2e-5)
+    np.testing.assert_allclose(made(text)[0], made(text, contiguous(LENGTH))[0], atol=2e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in BOTH_WAYS if CLAIMS[name]["shift_invariant"]])
+def test_a_shift_changes_nothing_in_a_bidirectional_model(name):
+    made, text = strong(name, causal=False), tokens(2)
+    np.testing.assert_allclose(made(text, contiguous(LENGTH, 500))[0], made(text)[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["fire", "xpos", "cope"])
+def test_an_encoding_that_looks_back_alone_is_refused_by_name(name):
+    with pytest.raises(Refusal, match=f"model.position.name={name} is defined for keys before the query alone"):
+        model(name, causal=False)

@@ -14,7 +14,7 @@ def test_buckets_are_exact_then_logarithmic_then_one():
     expected = [0, 0, 1, 15]
     for d in distance[4:]:
         expected.append(min(31, 16 + int(np.log(d / 16) / np.log(128 / 16) * 16 + 1e-9)))
-    np.testing.assert_array_equal(bucket(jnp.asarray(distance), 32, 128), expected)
+    np.testing.assert_array_equal(bucket(jnp.asarray(distance), 32, 128, causal=True), expected)
 
 
 def test_the_bias_is_the_table_row_of_the_bucket():
@@ -22,5 +22,5 @@ def test_the_bias_is_the_table_row_of_the_bucket():
     bias = made.bias(contiguous(32), contiguous(32))
     assert bias.shape == (1, 4, 32, 32)
     for q, k in [(0, 0), (5, 2), (31, 0), (20, 19)]:
-        row = int(bucket(jnp.array(q - k), 32, 128))
+        row = int(bucket(jnp.array(q - k), 32, 128, causal=True))
         np.testing.assert_allclose(bias[0, :, q, k], made.table[...][row], rtol=1e-6)

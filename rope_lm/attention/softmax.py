@@ -1,12 +1,15 @@
 """Softmax attention and its kernels: one per platform, chosen here and nowhere else."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from rope_lm.attention.base import Attention, Turn
+from rope_lm.positional import PositionalEncoding
 from rope_lm.positions import Positions, visible
 from rope_lm.refusal import Refusal, unknown
 
@@ -39,7 +42,7 @@ def flash(
 ) -> Float[Array, "B T N H"]:
     """cuDNN's fused attention: half precision on NVIDIA GPUs, no bias (its gradient has open bugs upstream)."""
     if bias is not None:
-        raise Refusal("model.kernel=cudnn takes no bias on the logits: choose model.kernel=xla for this encoding")
+        raise Refusal("model.attention.kernel=cudnn takes no bias on the logits: choose kernel=xla for this encoding")
     return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation="cudnn")
 
 
@@ -66,30 +69,32 @@ def blocked(
     mask: Bool[Array, "#B 1 T S"] | None,
     causal: bool,
 ) -> Float[Array, "B T N H"]:
-    """Causal attention of contiguous rows over blocks of queries that compute only the keys before them.
+    """Attention of contiguous rows over blocks of queries that, if causal, compute only the keys before them.
 
     Half of a causal matrix of logits is computed for nothing by `dense`. On two CPU cores at length 256 the blocks take
-    15 ms forward and backward where it takes 43. Rows that are not contiguous go to `dense`.
+    15 ms forward and backward where it takes 43. Rows that need a mask go to `dense`.
     """
-    length = q.shape[1]
-    if not causal:
+    if mask is not None:
         return dense(q, k, v, bias, mask, causal)
+    length, keys = q.shape[1], k.shape[1]
     size = max(64, -(-length // 16))  # at most 16 blocks, so that compile time does not grow with the length
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))  # [B N T H]: every block below is then a plain batched product
     q = q * jnp.asarray(1 / math.sqrt(q.shape[-1]), q.dtype)
     out = []
     for start in range(0, length, size):
         stop = min(start + size, length)
-        logits = jnp.einsum("bnth,bnsh->bnts", q[:, :, start:stop], k[:, :, :stop], preferred_element_type=jnp.float32)
+        seen = stop if causal else keys
+        logits = jnp.einsum("bnth,bnsh->bnts", q[:, :, start:stop], k[:, :, :seen], preferred_element_type=jnp.float32)
         if bias is not None:
-            part = bias[:, :, start:stop, :stop]
+            part = bias[:, :, start:stop, :seen]
             logits = add_bias(logits, part) if part.shape[0] == 1 else logits + part
-        ahead = jnp.arange(stop)[None, :] > jnp.arange(start, stop)[:, None]
-        logits = jnp.where(ahead, HIDDEN, logits)
+        if causal:
+            ahead = jnp.arange(seen)[None, :] > jnp.arange(start, stop)[:, None]
+            logits = jnp.where(ahead, HIDDEN, logits)
         weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
         # Normalising after the product with the values divides [T H] numbers instead of [T S].
         values = jnp.einsum(
-            "bnts,bnsh->bnth", weights.astype(v.dtype), v[:, :, :stop], preferred_element_type=jnp.float32
+            "bnts,bnsh->bnth", weights.astype(v.dtype), v[:, :, :seen], preferred_element_type=jnp.float32
         )
         out.append(values / weights.sum(-1, keepdims=True))
     return jnp.concatenate(out, axis=2).swapaxes(1, 2).astype(q.dtype)
@@ -107,26 +112,50 @@ def choose(kernel: str, platform: str, dtype: str, biased: bool) -> str:
         fused = platform == "gpu" and dtype == "bfloat16" and not biased
         return "cudnn" if fused else "blocked" if platform == "cpu" else "xla"
     if kernel not in KERNELS:
-        raise unknown("model.kernel", kernel, ["auto", *KERNELS])
+        raise unknown("model.attention.kernel", kernel, ["auto", *KERNELS])
     if kernel == "cudnn" and (platform != "gpu" or dtype != "bfloat16" or biased):
         raise Refusal(
-            f"model.kernel=cudnn runs on NVIDIA GPUs in bfloat16 without a bias on the logits, not on {platform} in "
-            f"{dtype}{' with a bias' if biased else ''}: choose auto, xla or blocked"
+            f"model.attention.kernel=cudnn runs on NVIDIA GPUs in bfloat16 without a bias on the logits, not on "
+            f"{platform} in {dtype}{' with a bias' if biased else ''}: choose auto, xla or blocked"
         )
     return kernel
 
 
-def softmax_attention(
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B S N H"],
-    v: Float[Array, "B S N H"],
-    q_positions: Positions,
-    k_positions: Positions,
-    bias: Float[Array, "#B N T S"] | None,
-    kernel: str,
-    contiguous: bool,
-) -> Float[Array, "B T N H"]:
-    """Causal attention. `contiguous` says statically that every row is one piece of text and T = S: the kernel's
-    own causal flag then stands for the mask."""
-    mask = None if contiguous else visible(q_positions, k_positions, causal=True)
-    return KERNELS[kernel](q, k, v, bias, mask, causal=contiguous)
+class Softmax(Attention):
+    """softmax(q k / sqrt(H) + bias) v (arXiv 1706.03762, section 3.2.1), computed by one of KERNELS."""
+
+    def __init__(self, kernel: str):
+        """`kernel` is a name in KERNELS; `resolve` says which one "auto" stands for. Raises Refusal for another."""
+        if kernel not in KERNELS:
+            raise unknown("model.attention.kernel", kernel, KERNELS)
+        self.kernel = kernel
+
+    @staticmethod
+    def resolve(section: Mapping[str, Any], platform: str, dtype: str, biased: bool) -> dict[str, Any]:
+        return {**section, "kernel": choose(section["kernel"], platform, dtype, biased)}
+
+    def check(self, name: str, encoding: type[PositionalEncoding]) -> None:
+        if encoding.turns_features():
+            raise Refusal(
+                f"model.position.name={name} turns the features of linear attention, softmax attention has none: "
+                "choose attention=performer, or another encoding"
+            )
+
+    def flops(self, width: int, heads: int, length: int, causal: bool) -> float:
+        return 2 * width * ((length + 1) / 2 if causal else length)
+
+    def __call__(
+        self,
+        q: Float[Array, "B T N H"],
+        k: Float[Array, "B S N H"],
+        v: Float[Array, "B S N H"],
+        q_positions: Positions,
+        k_positions: Positions,
+        bias: Float[Array, "#B N T S"] | None,
+        turn: Turn | None,
+        causal: bool,
+        plain: bool,
+        drawn: Float[Array, "F H"] | None,
+    ) -> Float[Array, "B T N H"]:
+        mask = None if plain else visible(q_positions, k_positions, causal)
+        return KERNELS[self.kernel](q, k, v, bias, mask, causal=plain and causal)

@@ -1,4 +1,6 @@
-"""Kernels against the definition of attention, values and gradients."""
+"""Kernels of softmax attention against its definition, values and gradients."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -6,15 +8,16 @@ import numpy as np
 import pytest
 
 from rope_lm import attention
+from rope_lm.attention import softmax
 from rope_lm.positions import contiguous
 from rope_lm.refusal import Refusal
 
 
-def reference(q, k, v, bias):
-    """softmax(q k^T / sqrt(H) + bias) v over the keys up to each query, written out."""
+def reference(q, k, v, bias, causal=True):
+    """softmax(q k^T / sqrt(H) + bias) v over the keys up to each query, or over all, written out."""
     logits = jnp.einsum("btnh,bsnh->bnts", q, k) / np.sqrt(q.shape[-1])
     logits = logits + (0 if bias is None else bias)
-    seen = np.tril(np.ones(logits.shape[-2:], bool))
+    seen = np.tril(np.ones(logits.shape[-2:], bool)) | (not causal)
     return jnp.einsum("bnts,bsnh->btnh", jax.nn.softmax(jnp.where(seen, logits, -jnp.inf), -1), v)
 
 
@@ -27,16 +30,18 @@ def inputs(length: int, dtype: str = "float32"):
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 200, 1100])
 @pytest.mark.parametrize("kernel", ["blocked", "xla"])
 @pytest.mark.parametrize("biased", [False, True])
-def test_a_kernel_is_attention(kernel, length, biased):
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_kernel_is_attention(kernel, length, biased, causal):
     q, k, v, bias, g = inputs(length)
     bias = bias if biased else None
     where = contiguous(length)
 
     def ours(q, k, v, bias):
-        return attention.softmax_attention(q, k, v, where, where, bias, kernel, contiguous=True)
+        return attend(q, k, v, where, where, bias, None, causal, True, None)
 
+    attend = softmax.Softmax(kernel)
     value, pull = jax.vjp(jax.jit(ours), q, k, v, bias)
-    expected, pull_reference = jax.vjp(jax.jit(reference), q, k, v, bias)
+    expected, pull_reference = jax.vjp(jax.jit(partial(reference, causal=causal)), q, k, v, bias)
     np.testing.assert_allclose(value, expected, atol=1e-5)
     for got, wanted in zip(jax.tree.leaves(pull(g)), jax.tree.leaves(pull_reference(g)), strict=True):
         np.testing.assert_allclose(got, wanted, atol=2e-5)
@@ -47,7 +52,7 @@ def test_logits_and_softmax_are_float32_under_bfloat16():
     where = contiguous(128)
     exact = reference(*(x.astype(jnp.float32) for x in (q, k, v)), bias)
     for kernel in ("blocked", "xla"):
-        out = attention.softmax_attention(q, k, v, where, where, bias, kernel, contiguous=True)
+        out = softmax.Softmax(kernel)(q, k, v, where, where, bias, None, True, True, None)
         assert out.dtype == jnp.bfloat16
         np.testing.assert_allclose(out.astype(jnp.float32), exact, atol=3e-2)
 
@@ -64,13 +69,14 @@ def test_logits_and_softmax_are_float32_under_bfloat16():
     ],
 )
 def test_one_kernel_for_each_platform(platform, dtype, biased, expected):
-    assert attention.choose("auto", platform, dtype, biased) == expected
+    section = attention.resolve({"name": "softmax", "kernel": "auto"}, platform, dtype, biased)
+    assert section == {"name": "softmax", "kernel": expected}
 
 
 def test_a_kernel_that_cannot_run_is_refused():
-    with pytest.raises(Refusal, match=r"unknown model.kernel 'flsh'"):
-        attention.choose("flsh", "cpu", "float32", False)
+    with pytest.raises(Refusal, match=r"unknown model.attention.kernel 'flsh'"):
+        softmax.choose("flsh", "cpu", "float32", False)
     with pytest.raises(Refusal, match="not on cpu in float32: choose auto, xla or blocked"):
-        attention.choose("cudnn", "cpu", "float32", False)
+        softmax.choose("cudnn", "cpu", "float32", False)
     with pytest.raises(Refusal, match="with a bias"):
-        attention.choose("cudnn", "gpu", "bfloat16", True)
+        softmax.choose("cudnn", "gpu", "bfloat16", True)

@@ -1,0 +1,62 @@
+"""The interface of every attention: what queries, keys and values become, once position has acted on them."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from jaxtyping import Array, Float
+
+from rope_lm.positional import PositionalEncoding
+from rope_lm.positions import Positions
+
+# What an encoding does to the features of queries and keys, where the attention has features.
+Turn = Callable[
+    [Float[Array, "B T N F"], Float[Array, "B S N F"]], tuple[Float[Array, "B T N F"], Float[Array, "B S N F"]]
+]
+
+
+class Attention:
+    """One way to attend. It has no parameters; what it draws at random is given to it (`draw`)."""
+
+    kernel: str  # what computes it
+    redraw: int = 0  # steps after which what is random in it is drawn again; 0 where nothing is
+
+    @staticmethod
+    def resolve(section: Mapping[str, Any], platform: str, dtype: str, biased: bool) -> dict[str, Any]:
+        """The config section with everything decided that hangs on the platform."""
+        return dict(section)
+
+    def check(self, name: str, encoding: type[PositionalEncoding]) -> None:
+        """Raises Refusal, by its name, for an encoding that acts where this attention has no such place."""
+
+    def draw(self, key: jax.Array, layers: int, head_size: int) -> Float[Array, "L F H"] | None:
+        """What is random in it, of every layer; None where nothing is."""
+        return None
+
+    def flops(self, width: int, heads: int, length: int, causal: bool) -> float:
+        """Multiplications that one token costs in one layer, forward, over the keys that it may see alone."""
+        raise NotImplementedError
+
+    def floats(self, heads: int) -> int:
+        """Numbers for each token that one layer works on besides what every attention does."""
+        return 0
+
+    def __call__(
+        self,
+        q: Float[Array, "B T N H"],
+        k: Float[Array, "B S N H"],
+        v: Float[Array, "B S N H"],
+        q_positions: Positions,
+        k_positions: Positions,
+        bias: Float[Array, "#B N T S"] | None,
+        turn: Turn | None,
+        causal: bool,
+        plain: bool,
+        drawn: Float[Array, "F H"] | None,
+    ) -> Float[Array, "B T N H"]:
+        """What each query gathers from the values of the keys that it sees (`rope_lm.positions.visible`).
+
+        `plain` says statically that every row is one piece of text and T = S: the order of the array is then that of
+        the text, and no mask is needed. `turn` is None where the encoding does not act on features.
+        """
+        raise NotImplementedError

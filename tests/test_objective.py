@@ -1,0 +1,89 @@
+"""What is predicted: the shares of a masked row, and on what they hang."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rope_lm import objective
+from rope_lm.refusal import Refusal
+from tests.models import LENGTH, VOCABULARY
+from tests.test_training import BATCH, program
+
+BERT = {"name": "masked", "rate": 0.15, "mask": 0.8, "random": 0.1}
+TEXT = 1000  # vocabulary of the text
+
+
+def masked(rows: int, length: int = 200):
+    made = objective.make(BERT, vocabulary=TEXT)
+    text = jax.random.randint(jax.random.key(0), (rows, length + 1), 0, TEXT)
+    return text, made(text, jax.random.split(jax.random.key(1), rows))
+
+
+def test_the_next_token_is_predicted():
+    rows = jnp.arange(10).reshape(2, 5)
+    made = objective.make({"name": "causal"}, vocabulary=10)
+    example = made(rows, jax.random.split(jax.random.key(0), 2))
+    np.testing.assert_array_equal(example.inputs, [[0, 1, 2, 3], [5, 6, 7, 8]])
+    np.testing.assert_array_equal(example.targets, [[1, 2, 3, 4], [6, 7, 8, 9]])
+    assert example.weights.sum() == 8 and made.causal and made.vocabulary == 10
+
+
+def test_a_masked_row_has_berts_shares():
+    text, (inputs, targets, weights) = masked(500)
+    np.testing.assert_array_equal(targets, text[:, :-1])
+    np.testing.assert_array_equal(weights.sum(1), 30), "15% of 200, the same number in each row"
+    chosen = np.asarray(weights, bool)
+    np.testing.assert_array_equal(np.asarray(inputs)[~chosen], np.asarray(targets)[~chosen])
+    shown, true = np.asarray(inputs)[chosen], np.asarray(targets)[chosen]
+    mask, kept = shown == TEXT, shown == true
+    assert np.mean(mask) == pytest.approx(0.8, abs=0.01)
+    assert np.mean(kept) == pytest.approx(0.1, abs=0.01)
+    other = shown[~mask & ~kept]
+    assert len(other) / len(shown) == pytest.approx(0.1, abs=0.01) and len(np.unique(other)) > 500
+    assert np.abs(chosen.mean(0) - 0.15).max() < 0.08, "no place is preferred"
+
+
+def test_masks_of_a_step_hang_on_seed_and_step_and_those_of_an_evaluation_on_the_row_alone():
+    made = program("rotary", 2, predicted=BERT)
+    rows = np.random.default_rng(0).integers(0, VOCABULARY, (BATCH, LENGTH + 1)).astype(np.int32)
+    both = jnp.asarray(np.stack([rows, rows]))
+    state = made.init(np.array([0, 0], np.uint32), np.full(2, 1e-9, np.float32))
+    losses = lambda state: np.asarray(made.step(jax.tree.map(jnp.copy, state), both)[1].nats)  # noqa: E731
+    first = losses(state)
+    assert first[0] == first[1], "one seed, one mask"
+    np.testing.assert_array_equal(first, losses(state))
+    later = losses(state._replace(step=jnp.int32(1)))
+    assert abs(later[0] - first[0]) > 1e-4, "another step, another mask"
+    other = losses(state._replace(seed=jnp.array([0, 7], jnp.uint32)))
+    assert other[0] == first[0] and abs(other[1] - first[1]) > 1e-4, "another seed, another mask"
+
+    evaluated, tokens = made.evaluate(state, rows)
+    moved, _ = made.evaluate(state._replace(step=jnp.int32(50), seed=jnp.array([3, 4], jnp.uint32)), rows)
+    np.testing.assert_array_equal(evaluated, moved)
+    assert tokens.sum() == BATCH * round(0.15 * LENGTH)
+
+
+def test_the_loss_of_a_masked_program_is_that_of_the_chosen_tokens_alone():
+    made = program("none", 1, predicted=BERT)
+    state = made.init(np.array([0], np.uint32), np.ones(1, np.float32))
+    rows = jnp.zeros((BATCH, LENGTH + 1), jnp.int32)
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(jnp.arange(BATCH))
+    example = made.objective(rows, keys)
+    logits, _ = made.model(state, 0)(example.inputs)
+    nats = objective.cross_entropy(logits, example.targets)
+    np.testing.assert_allclose(made.evaluate(state, rows)[0][0].sum(), (nats * example.weights).sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"rate": 0.0}, "objective.rate=0.0: must be above 0 and below 1"),
+        ({"mask": 0.8, "random": 0.3}, "objective.mask=0.8, objective.random=0.3: shares"),
+        ({"name": "maskd"}, "unknown objective.name 'maskd': did you mean masked"),
+        ({"share": 1.0}, "unknown key in objective 'share'"),
+    ],
+)
+def test_an_objective_that_cannot_be_is_refused(change, words):
+    with pytest.raises(Refusal, match=words):
+        objective.make(BERT | change, vocabulary=10)
