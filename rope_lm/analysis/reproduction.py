@@ -18,8 +18,8 @@ def hold(summary: dict[str, Any], archived: dict[str, Any]) -> list[Row]:
     """Rows for: the arms, the paired ordering of their final losses, overlapping seed intervals, the loss at step 0,
     the batches that were consumed.
 
-    Two arms of a setting whose archived intervals overlap may stand in either order. Another text (its fingerprint differs, as it
-    does between Python versions) gives other losses: then only the ordering is held.
+    Two arms of a setting whose archived intervals overlap may stand in either order. Another text (its fingerprint
+    differs, as it does between Python versions) gives other losses: then only the ordering is held.
     """
     ours, theirs = ({_name(arm): arm for arm in each["arms"]} for each in (summary, archived))
     rows = [Row("arms", ", ".join(sorted(theirs)), ", ".join(sorted(ours)), set(theirs) <= set(ours))]

@@ -25,7 +25,10 @@ def write_run(
     changes: dict[str, dict[str, object]] | None = None,
     **manifest: object,
 ) -> Path:
-    """A run whose loss after n steps is 1 + 5 / (1 + speed * n / 50), with a little noise by seed; `changes` are made in its config."""
+    """A run whose loss after n steps is 1 + 5 / (1 + speed * n / 50), with a little noise by seed.
+
+    `changes` are made in its config, the rest in its manifest.
+    """
     folder.mkdir(parents=True)
     config = entry.plain(lm.get_config(f"position={encoding}"))
     config |= {"steps": STEPS, "seeds": seeds}
