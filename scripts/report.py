@@ -56,29 +56,29 @@ def _read(path: str) -> dict:
 
 
 def _verdicts(summary: dict, treatment: str) -> Table:
-    table = Table("encoding", "final nats/token", f"speed-up of {treatment}", "95% interval", f"{treatment} faster?")
-    number = lambda value, digits: "" if value is None else f"{value:.{digits}f}"  # noqa: E731
-    where = None
+    several = len({arm["setting"] for arm in summary["arms"]}) > 1
+    table = Table(*["setting"] * several, "encoding", "final nats/token", f"speed-up of {treatment} [95%]", "faster?")
+    before = None
     for arm in summary["arms"]:
-        over = arm[f"speedup_of_{treatment}"] or {"mean": None, "low": None, "high": None, "verdict": ""}
-        span = "" if over["low"] is None else f"{over['low']:.2f} to {over['high']:.2f}"
-        final = number(arm["final_nats"]["mean"], 3)
-        if (here := arm["setting"]) != where:
+        if arm["setting"] != before:
             table.add_section()
-            where = here
-        name = f"{here}/{arm['arm']}" if here else arm["arm"]
-        table.add_row(name, final, number(over["mean"], 2), span, over["verdict"])
+        setting = [arm["setting"] if arm["setting"] != before else ""] * several
+        over = arm[f"speedup_of_{treatment}"] or {"verdict": ""}
+        before = arm["setting"]
+        table.add_row(*setting, arm["arm"], f"{arm['final_nats']['mean']:.3f}", _estimate(over, 2), over["verdict"])
     return table
+
+
+def _estimate(value: dict, digits: int) -> str:
+    numbers = [f"{value[key]:.{digits}f}" for key in ("mean", "low", "high") if value.get(key) is not None]
+    return "" if not numbers else numbers[0] + (f" [{', '.join(numbers[1:])}]" if numbers[1:] else "")
 
 
 def _claims(summary: dict) -> Table:
     table = Table("claim", "setting", "measured [95%]", "verdict")
     for made in summary["claims"]:
-        digits = 3 if made["claim"]["outcome"] == "final" else 2
-        numbers = [made[key] for key in ("mean", "low", "high") if made[key] is not None]
-        mean, *span = (f"{number:.{digits}f}" for number in numbers) if numbers else ("",)
         late = " (added after its runs began)" if made["late"] else ""
-        shown = f"{mean} [{', '.join(span)}]" if span else mean
+        shown = _estimate(made, 3 if made["claim"]["outcome"] == "final" else 2)
         table.add_row(made["sentence"], made["claim"]["setting"], shown, made["verdict"] + late)
     return table
 

@@ -34,16 +34,17 @@ class Verdict:
     @property
     def sentence(self) -> str:
         """What is claimed."""
-        c, of = self.claim, {"final": "ends"}.get(self.claim["outcome"], "learns")
-        if c["outcome"] == "final":
-            by = f"{c['threshold']:g} {self.unit}"
-            how = f"within {by} of" if c["relation"] == "within" else f"more than {by} below"
-        else:
-            how = f"as fast (within {c['threshold']:g} times)" if c["relation"] == "within" else "faster"
-            how += f", by more than {c['threshold']:g} times," if c["threshold"] != 1 and "faster" in how else ""
-            how += {"steps": "", "seconds": " in seconds", "flops": " in FLOPs"}[c["outcome"]]
-            how += " as" if c["relation"] == "within" else " than"
-        return f"{c['treatment']} {of} {how} {c['baseline']}"
+        c = self.claim
+        threshold = f"{c['threshold']:g}"
+        words = {
+            ("final", "above"): f"ends more than {threshold} {self.unit} below",
+            ("final", "within"): f"ends within {threshold} {self.unit} of",
+            ("ratio", "above"): f"learns more than {threshold} times as fast as",
+            ("ratio", "within"): f"learns as fast, to within {threshold} times, as",
+        }["final" if c["outcome"] == "final" else "ratio", c["relation"]]
+        words = "learns faster than" if words == "learns more than 1 times as fast as" else words
+        by = {"seconds": ", in seconds", "flops": ", in FLOPs"}
+        return f"{c['treatment']} {words} {c['baseline']}{by.get(c['outcome'], '')}"
 
 
 def judge_all(sweeps: Sequence[Sweep]) -> list[Verdict]:
@@ -83,14 +84,18 @@ def _judge(sweep: Sweep, setting: Sweep | None, name: str, claim: dict[str, Any]
 
 def _weigh(made: Verdict, found: Contrast) -> Verdict:
     """By the interval of the outcome: ratios on their logarithms, as they are averaged, and differences as they are."""
-    outcome, threshold = made.claim["outcome"], made.claim["threshold"]
-    each, scale = (found.final, float) if outcome == "final" else (getattr(found, outcome), math.log)
-    values, bound = (each.values, "") if outcome == "final" else (each.logs, each.bound)
-    low, high, at = scale(each.low), scale(each.high), scale(threshold)
-    if made.claim["relation"] == "within":
-        p, verdict = two_one_sided(values, -at, at), within(low, high, -at, at, bound)
+    outcome, threshold, no_difference = (
+        made.claim["outcome"],
+        made.claim["threshold"],
+        made.claim["relation"] == "within",
+    )
+    if outcome == "final":
+        each, values, at = found.final, found.final.values, threshold
+        low, high, verdict = each.low, each.high, judge(each.low, each.high, threshold, "")
     else:
-        p, verdict = t_test(values, at), judge(low, high, at, bound)
-        if outcome != "final" and threshold == 1:
-            verdict = each.verdict  # which may be "equivalent"
+        each = getattr(found.common, outcome) if no_difference else found.judge(outcome, threshold)
+        values, at, verdict = each.logs, math.log(threshold), each.verdict
+        low, high = math.log(each.low), math.log(each.high)
+    p = two_one_sided(values, -at, at) if no_difference else t_test(values, at)
+    verdict = within(low, high, -at, at, "") if no_difference else verdict
     return replace(made, mean=each.mean, low=each.low, high=each.high, n=len(values), p=p, verdict=verdict)

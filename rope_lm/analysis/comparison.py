@@ -3,11 +3,13 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rope_lm.analysis.convergence import (
+    MARGIN,
     Crossing,
     Difference,
     Estimate,
@@ -19,24 +21,70 @@ from rope_lm.analysis.convergence import (
     floor,
     holm,
     interval,
+    judge,
     speedup,
+    within,
 )
 from rope_lm.analysis.runs import Curve, Run, Sweep
 from rope_lm.refusal import Refusal
 
 
-@dataclass(frozen=True)
-class Contrast:
-    """The treatment against one baseline, over the seeds that both have. The target is the baseline's median final
-    validation loss: fixed by a rule before looking."""
+class Costs(NamedTuple):
+    """The speed-up to one target, in each of what it may cost to get there."""
 
     steps: Speedup
     seconds: Speedup  # of training, compiling left out
     flops: Speedup
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """The treatment against one baseline, over the seeds that both have.
+
+    There are two targets, fixed by a rule before looking. `median` is the baseline's median final validation loss: half
+    of its own seeds do not come to it, and so what it gives is a lower bound, which can support a claim but not refute
+    it. `common` is the loss that every seed of both arms comes to, where nothing is censored: it decides what the first
+    cannot.
+    """
+
+    median: Costs
+    common: Costs
     final: Difference  # the baseline's final loss less the treatment's
     area: Difference  # the same of the mean loss over the run (the area under the loss curve)
     profile: list[Speedup]  # in steps, over looser and looser targets, the loosest first
-    detectable: float  # the smallest speed-up that as many pairs, as noisy as these, find in 80% of studies
+
+    def judge(self, cost: str, threshold: float) -> Speedup:
+        """The speed-up that decides whether it lies above `threshold`, with that verdict.
+
+        *Supported* is decided at the median target, *refuted* at the common one where the median's is a bound, and so
+        is *equivalent* (to one, within MARGIN): each has one look at the data.
+        """
+        first, second = getattr(self.median, cost), getattr(self.common, cost)
+        verdict = judge(first.low, first.high, threshold, first.bound)
+        if verdict != "inconclusive":
+            return first._replace(verdict=verdict)
+        if first.bound and judge(second.low, second.high, threshold, "") == "refuted":
+            return second._replace(verdict="refuted")
+        if threshold == 1 and within(second.low, second.high, 1 / MARGIN, MARGIN, "") == "supported":
+            return second._replace(verdict="equivalent")
+        # Where the treatment does not come to the median on every seed, nothing at all can be said there.
+        return (first if first.bound in ("", "lower") else second)._replace(verdict="inconclusive")
+
+    @cached_property
+    def steps(self) -> Speedup:
+        """How much faster, in steps, with the verdict on whether it is."""
+        return self.judge("steps", 1.0)
+
+    @property
+    def costs(self) -> Costs:
+        """The speed-ups to the target of `steps`."""
+        return self.common if self.steps.target == self.common.steps.target else self.median
+
+    @property
+    def detectable(self) -> float:
+        """The smallest speed-up that as many pairs, as noisy as these, find in 80% of studies."""
+        logs = self.steps.logs
+        return math.exp(detectable(float(np.std(logs, ddof=1)), len(logs))) if len(logs) > 1 else math.nan
 
 
 @dataclass(frozen=True)
@@ -48,7 +96,7 @@ class Arm:
     bits_per_byte: float
     area: float  # mean validation loss over the run
     overhead: float  # seconds a token over those of `none`, less one; nan where there is no `none`
-    target: float  # median final loss of this arm: what the treatment has to reach
+    target: float  # what the treatment has to reach, as in Contrast
     steps: float  # of this arm to the target: geometric mean over the seeds that both have
     treated_steps: float  # of the treatment to the same target
     contrast: Contrast | None
@@ -109,7 +157,7 @@ def compare(sweep: Sweep, treatment: str) -> Comparison:
     unit, runs = _one_unit(runs)
     treated = next((run for run in runs if run.arm == treatment), None)
     plain = next((run for run in runs if run.encoding == "none"), None)
-    arms = [_arm(run, treated, plain) for run in runs]
+    arms = [_arm(run, treated, plain, unit) for run in runs]
     tested = [arm for arm in arms if arm.contrast]
     adjusted = dict(zip((arm.name for arm in tested), holm([arm.speedup.p for arm in tested]), strict=True))
     arms = [replace(arm, p_holm=adjusted.get(arm.name, math.nan)) for arm in arms]
@@ -125,21 +173,23 @@ def _one_unit(runs: list[Run]) -> tuple[str, list[Run]]:
     return "bits per byte", [run.in_bits() for run in runs]
 
 
-def _arm(run: Run, treated: Run | None, plain: Run | None) -> Arm:
+def _arm(run: Run, treated: Run | None, plain: Run | None, unit: str) -> Arm:
     finals = [curve.final for curve in run.curves]
-    target = float(np.median(finals))
+    bits = 1.0 if unit == "bits per byte" else run.bits_per_nat
     pairs = _pairs(run, treated) if treated and treated is not run else []
+    found = contrast(run, treated) if pairs else None
+    target = found.steps.target if found else float(np.median(finals))
     own, other = zip(*pairs, strict=True) if pairs else (run.curves, run.curves)
     return Arm(
         run=run,
         final=interval(finals),
-        bits_per_byte=float(np.mean([curve.final for curve in run.in_bits().curves])),
+        bits_per_byte=bits * float(np.mean(finals)),
         area=float(np.mean([curve.area for curve in run.curves])),
         overhead=plain.tokens_per_second / run.tokens_per_second - 1 if plain else math.nan,
         target=target,
         steps=_geometric(_crossings(own, target)),
         treated_steps=_geometric(_crossings(other, target)),
-        contrast=contrast(run, treated) if pairs else None,
+        contrast=found,
         itself=_itself(run),
         p_holm=math.nan,
     )
@@ -150,22 +200,27 @@ def contrast(baseline: Run, treated: Run) -> Contrast:
     pairs = _pairs(baseline, treated)
     if not pairs:
         raise Refusal(f"{baseline.arm} and {treated.arm} have no seed in common: train them on the same seeds")
-    target = float(np.median([curve.final for curve in baseline.curves]))
-    sides = [[pair[side] for pair in pairs] for side in (0, 1)]
-    reached = [_crossings(side, target) for side in sides]
-    steps = speedup(*reached, target)
-    smallest = detectable(float(np.std(steps.logs, ddof=1)), steps.n) if steps.n > 1 else math.nan
+    own, other = ([pair[side] for pair in pairs] for side in (0, 1))
+    median = float(np.median([curve.final for curve in baseline.curves]))
     flops = [run.manifest.get("flops_per_token", math.nan) * run.tokens_per_step for run in (baseline, treated)]
+
+    def to(target: float) -> Costs:
+        at = _crossings(own, target), _crossings(other, target)
+        return Costs(
+            steps=speedup(*at, target),
+            seconds=speedup(_seconds(own, at[0]), _seconds(other, at[1]), target),
+            flops=speedup(_times(at[0], flops[0]), _times(at[1], flops[1]), target),
+        )
+
     return Contrast(
-        steps=steps,
-        seconds=speedup(*(_seconds(side, at) for side, at in zip(sides, reached, strict=True)), target),
-        flops=speedup(*(_times(at, each) for at, each in zip(reached, flops, strict=True)), target),
-        final=difference(*([curve.final for curve in side] for side in sides)),
-        area=difference(*([curve.area for curve in side] for side in sides)),
+        median=to(median),
+        common=to(_common(own, other)),
+        final=difference([curve.final for curve in own], [curve.final for curve in other]),
+        area=difference([curve.area for curve in own], [curve.area for curve in other]),
         profile=[
-            speedup(*(_crossings(side, each) for side in sides), each) for each in _targets(baseline, target).tolist()
+            speedup(_crossings(own, each), _crossings(other, each), each)
+            for each in _targets(baseline, median).tolist()
         ],
-        detectable=math.exp(smallest),
     )
 
 
@@ -176,8 +231,13 @@ def _itself(run: Run) -> Speedup | None:
         return None
     curves = sorted(run.curves, key=lambda curve: curve.seed)
     sides = curves[:half], curves[half : 2 * half]
-    target = float(np.median([curve.final for curve in sides[0]]))
+    target = _common(*sides)
     return speedup(*(_crossings(side, target) for side in sides), target)
+
+
+def _common(baseline: Sequence[Curve], treated: Sequence[Curve]) -> float:
+    """The loss that all these curves come to: the highest of their final ones."""
+    return max(curve.final for curve in (*baseline, *treated))
 
 
 def _pairs(baseline: Run, treated: Run) -> list[tuple[Curve, Curve]]:

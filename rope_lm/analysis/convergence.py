@@ -7,6 +7,7 @@ a seed. Intervals are Student's t on the logs: at five seeds percentile and BCa 
 import itertools
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -53,7 +54,7 @@ class Speedup(NamedTuple):
     n: int  # pairs of seeds
     target: float  # of the validation loss
     bound: str  # "" where every pair crosses; "lower", "upper" or "unknown" where censoring makes it a bound
-    verdict: str  # supported, refuted, equivalent, inconclusive
+    verdict: str  # supported, refuted, inconclusive; of a contrast also equivalent
     logs: tuple[float, ...]  # the log ratio of each pair
 
 
@@ -84,16 +85,20 @@ def sign_flip(values: Values) -> float:
     """Two-sided p of the mean under all 2^n changes of sign (exact). It cannot be below 2^(1-n): six pairs or more
     are needed for any claim at 0.05. Beyond 16 pairs 2^16 random changes stand for all."""
     values = np.asarray(values, float)
-    n = len(values)
-    if n == 0:
+    if not len(values):
         return math.nan
-    if n <= 16:
-        signs = np.array(list(itertools.product([1, -1], repeat=n)))
-    else:
-        signs = np.random.default_rng(0).choice([1, -1], size=(2**16, n))
-        signs[0] = 1
-    means = np.abs(signs @ values)
+    means = np.abs(_signs(len(values)) @ values)
     return float(np.mean(means >= means[0] * (1 - 1e-12)))
+
+
+@cache
+def _signs(n: int) -> np.ndarray:
+    """[2^n n], the first row all 1."""
+    if n <= 16:
+        return np.array(list(itertools.product([1, -1], repeat=n)))
+    signs = np.random.default_rng(0).choice([1, -1], size=(2**16, n))
+    signs[0] = 1
+    return signs
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -128,8 +133,6 @@ def speedup(baseline: Sequence[Crossing], treatment: Sequence[Crossing], target:
     bound = "" if not kinds else kinds.pop() if len(kinds) == 1 else "unknown"
     mean, low, high = (math.exp(value) for value in interval(logs))
     verdict = judge(low, high, 1.0, bound)
-    if verdict == "inconclusive" and within(low, high, 1 / MARGIN, MARGIN, bound) == "supported":
-        verdict = "equivalent"
     return Speedup(mean, low, high, sign_flip(logs), len(logs), target, bound, verdict, tuple(logs))
 
 

@@ -23,7 +23,7 @@ COLUMNS = {
     "arm": "encoding",
     "final": "final loss, nats/token [95%]",
     "bits": "bits/byte",
-    "target": "steps to its own final loss",
+    "target": "steps to the target",
     "treated": "steps of {treatment} to it",
     "speedup": "speed-up of {treatment} [95%]",
     "p": "p (Holm)",
@@ -61,6 +61,11 @@ class Factor:
     label: str
     values: list[float]  # ascending
     settings: list[Comparison]
+
+    @property
+    def name(self) -> str:
+        """In words."""
+        return self.label.rpartition(".")[2].replace("_", " ")
 
 
 @dataclass(frozen=True)
@@ -246,8 +251,7 @@ def _figures(report: Report) -> Iterator[tuple[str, Any]]:
         if section.sensitivities:
             yield f"{name}rates", figures.by_rate(section.sensitivities, report.treatment)
     for factor in report.factors:
-        label = factor.label if factor.label == "parameters" else factor.label.replace("_", " ")
-        yield f"{factor.sweep.name}-factor", figures.against(factor.settings, factor.values, label)
+        yield f"{factor.sweep.name}-factor", figures.against(factor.settings, factor.values, factor.name)
 
 
 def summary(report: Report) -> dict[str, Any]:
@@ -371,8 +375,10 @@ def _arm(made: Comparison, arm: Arm, treatment: str) -> dict[str, Any]:
         and _speedup(found.steps)
         | {
             "p_holm": arm.p_holm,
-            "in_seconds": _speedup(found.seconds),
-            "in_flops": _speedup(found.flops),
+            "in_seconds": _speedup(found.costs.seconds),
+            "in_flops": _speedup(found.costs.flops),
+            "to_median": _speedup(found.median.steps),
+            "to_common": _speedup(found.common.steps),
             "detectable": found.detectable,
         },
         f"above_{treatment}": found and {"final": _difference(found.final), "area": _difference(found.area)},
@@ -409,8 +415,8 @@ def table_row(made: Comparison, arm: Arm) -> dict[str, str]:
             "p": f"{found.steps.p:.3g} ({arm.p_holm:.3g})",
             "verdict": found.steps.verdict,
             "detectable": "" if math.isnan(found.detectable) else f"{found.detectable:.2f}",
-            "seconds": bounded(found.seconds),
-            "flops": "" if math.isnan(found.flops.mean) else bounded(found.flops),
+            "seconds": bounded(found.costs.seconds),
+            "flops": "" if math.isnan(found.costs.flops.mean) else bounded(found.costs.flops),
             "gap": estimate(found.final, 3, sign="+") + unit,
         }
     return {key: cells.get(key, "") for key in COLUMNS}
@@ -441,20 +447,17 @@ def sentence(made: Comparison, arm: Arm) -> str:
     end = {
         "supported": f"{treatment} converges faster than {arm.name}",
         "refuted": f"{treatment} converges more slowly than {arm.name}",
-        "equivalent": f"{treatment} converges as fast as {arm.name}, to within a tenth",
+        "equivalent": f"{treatment} converges as fast as {arm.name}",
         "inconclusive": f"whether {treatment} converges faster than {arm.name} is open",
     }[s.verdict]
-    limits = {
-        "": "",
-        "lower": f" Where {arm.name} did not reach it, its {budget:,} steps were counted: this is a lower bound.",
-        "upper": f" {treatment} did not always reach the target: this is an upper bound.",
-        "unknown": " Neither arm always reached the target: little can be said.",
-    }[s.bound]
+    both = ", to which every seed of both comes" if s.target == arm.contrast.common.steps.target else ""
+    limits = f" Where {arm.name} did not reach it, its {budget:,} steps were counted: this is a lower bound."
+    limits = limits if s.bound == "lower" else ""
     if math.isnan(s.low):
         return f"{end}: {s.mean:.2f} times the speed to a loss of {s.target:.3f}, one seed and so no interval.{limits}"
     return (
         f"{end}: {s.mean:.2f} times the speed (95% interval {s.low:.2f} to {s.high:.2f}, {s.n} seeds) to a loss of "
-        f"{s.target:.3f} {made.unit}.{limits}"
+        f"{s.target:.3f} {made.unit}{both}.{limits}"
     )
 
 

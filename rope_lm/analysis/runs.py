@@ -118,11 +118,15 @@ class Run:
         """Of training, compiling left out."""
         return max((curve.seconds[-1] for curve in self.curves), default=0.0) / 3600
 
+    @property
+    def bits_per_nat(self) -> float:
+        """What turns nats per token into bits per byte."""
+        return 1 / (math.log(2) * self.manifest["data"]["bytes_per_token"])
+
     def in_bits(self) -> "Run":
         """The same run with its losses in bits per byte instead of nats per token."""
-        scale = 1 / (math.log(2) * self.manifest["data"]["bytes_per_token"])
-        rows = [row | {"nats": row["nats"] and row["nats"] * scale} if "nats" in row else row for row in self.rows]
-        return replace(self, rows=rows)
+        scaled = lambda nats: nats and nats * self.bits_per_nat  # noqa: E731 (None where it was not finite)
+        return replace(self, rows=[row | {"nats": scaled(row["nats"])} for row in self.rows])
 
     def at(self, rate: float) -> "Run":
         """The same run, of its members with this peak rate alone."""
@@ -222,7 +226,7 @@ def table(sweep: Sweep) -> list[dict[str, Any]]:
             "status": run.status["status"],
             "steps": int(curve.steps[-1]),
             "final_nats": curve.final,
-            "bits_per_byte": curve.final / math.log(2) / run.manifest["data"]["bytes_per_token"],
+            "bits_per_byte": curve.final * run.bits_per_nat,
             "area": curve.area,
             "seconds": float(curve.seconds[-1]),
             "parameters": run.manifest["parameters"],
@@ -276,7 +280,7 @@ def _unpack(archived: dict[str, Any], root: Path) -> Sweep:
         ]
         if each["tokens_per_second"]:
             last = {"split": "train", "member": 0, "step": each["config"]["steps"]}
-            rows.append(last | {"tokens_per_second": each["tokens_per_second"]})
+            rows.append(last | {"nats": None, "tokens_per_second": each["tokens_per_second"]})
         kept = {key: each[key] for key in ("arm", "config", "manifest", "status")}
         runs.append(Run(path=root, rows=rows, beyond={"length": 0, "rows": []}, **kept))
     return Sweep(archived["name"], root, runs, _claims(root, archived["claims"]), {})

@@ -104,8 +104,13 @@ def write_claim(folder: Path, since: str = "2026-01-01T00:00:00+00:00", **claim:
 
 @pytest.fixture
 def study(tmp_path: Path) -> Path:
+    """As write_study has it."""
+    return write_study(tmp_path / "study")
+
+
+def write_study(folder: Path) -> Path:
     """Two settings of six seeds: rotary twice as fast as learned in one, half as fast in the other."""
-    folder, seeds = tmp_path / "study", (0, 1, 2, 3, 4, 5)
+    seeds = (0, 1, 2, 3, 4, 5)
     for setting, objective, speeds in [
         ("causal-softmax", {"name": "causal"}, {"learned": 1.0, "sinusoidal": 2.0, "rotary": 2.0}),
         ("masked-softmax", {"name": "masked", "rate": 0.15}, {"learned": 2.0, "rotary": 1.0}),
