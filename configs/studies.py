@@ -16,11 +16,12 @@ from configs.ablation import Arm
 
 STEPS = 500
 EVALUATE = 25  # steps
+BATCH, VALIDATION = 8, 64  # rows
 SEEDS = (0, 1, 2, 3, 4, 5)  # six pairs: an exact sign-flip p of five cannot be below 0.05
 TUNING_SEEDS = (100, 101)  # those of no comparison
 RATES = (6e-3, 1.2e-2, 2.4e-2)
 
-# Each arm's peak rate at scale=nano on stdlib, 500 steps: the best of RATES in results/tuned.
+# Each arm's peak rate at scale=nano on stdlib, as above: the best of RATES in results/tuned.
 TUNED = {
     "causal-softmax": {
         "none": 1.2e-2,
@@ -96,6 +97,7 @@ def embedding_scale(base: ConfigDict) -> Iterator[Arm]:
 def _begin(base: ConfigDict, seeds: tuple[int, ...]) -> None:
     base.steps, base.seeds = STEPS, seeds
     base.every.evaluate = EVALUATE
+    base.data.batch, base.data.validation = BATCH, VALIDATION
 
 
 def _over(base: ConfigDict, setting: str, name: str, rates: tuple[float, ...]) -> dict[str, Any]:

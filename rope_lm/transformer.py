@@ -97,7 +97,8 @@ class Block(nnx.Module):
         """x [B*T D] after the block, and what `attend` keeps."""
         rows, width = x.shape
         qkv = self.qkv(self.attention_norm(x)).reshape(batch, rows // batch, self.heads, 3, width // self.heads)
-        attended, kept = attend(qkv[..., 0, :], qkv[..., 1, :], qkv[..., 2, :])
+        q, k, v = (x.squeeze(3) for x in jnp.split(qkv, 3, axis=3))  # the gradient of a split is one concatenation
+        attended, kept = attend(q, k, v)
         x = x + self.out(checkpoint_name(attended.reshape(rows, width), "product"))
         x = x + self.down(jax.nn.gelu(self.up(self.mlp_norm(x))))
         return x, kept

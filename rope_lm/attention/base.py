@@ -26,7 +26,8 @@ class Attention:
         """The config section with everything decided that hangs on the platform."""
         return dict(section)
 
-    def check(self, name: str, encoding: type[PositionalEncoding]) -> None:
+    @classmethod
+    def check(cls, name: str, encoding: type[PositionalEncoding]) -> None:
         """Raises Refusal, by its name, for an encoding that acts where this attention has no such place."""
 
     def draw(self, key: jax.Array, layers: int, head_size: int) -> Float[Array, "L F H"] | None:

@@ -9,7 +9,7 @@ from rope_lm.positional import PositionalEncoding
 from rope_lm.positions import Positions, visible
 from rope_lm.refusal import Refusal
 
-LEAST = 1e-12  # of a denominator: what no key answers to stays finite, and so does its gradient
+LEAST = 1e-37  # of a denominator: a query that no key answers to gathers nothing
 
 
 def projection(key: jax.Array, features: int, head_size: int) -> Float[Array, "F H"]:
@@ -17,7 +17,10 @@ def projection(key: jax.Array, features: int, head_size: int) -> Float[Array, "F
     arXiv 2009.14794, section 2.4)."""
     blocks = -(-features // head_size)
     turn, length = jax.random.split(key)
-    squares = jnp.linalg.qr(jax.random.normal(turn, (blocks, head_size, head_size)))[0]
+    squares, upper = jnp.linalg.qr(jax.random.normal(turn, (blocks, head_size, head_size)))
+    # QR alone prefers some directions, and attention would be off by as much as 0.015 however many features there are;
+    # with the signs of R's diagonal all are as likely (Mezzadri 2007, arXiv math-ph/0609050, section 5).
+    squares = squares * jnp.sign(jnp.diagonal(upper, axis1=1, axis2=2))[:, None]
     directions = squares.swapaxes(1, 2).reshape(-1, head_size)[:features]
     norms = jnp.linalg.norm(jax.random.normal(length, (features, head_size)), axis=-1, keepdims=True)
     return directions * norms
@@ -50,7 +53,8 @@ def causal_sums(
 
     q, k, v = cut(q), cut(k), cut(v)
     sums = k.swapaxes(3, 4) @ v
-    before = jnp.cumsum(sums, axis=2) - sums
+    # Of earlier blocks alone: less the block's own, a sum over all would still know of it by its rounding.
+    before = jnp.cumsum(jnp.pad(sums, ((0, 0), (0, 0), (1, 0), (0, 0), (0, 0)))[:, :, :-1], axis=2)
     out = jnp.tril(q @ k.swapaxes(3, 4)) @ v + q @ before
     return out.reshape(*out.shape[:2], -1, out.shape[4])[:, :, :length]
 
@@ -75,11 +79,17 @@ class Performer(Attention):
             raise Refusal(f"model.attention.features={features}: must be even, so that they can be turned in pairs")
         self.features, self.redraw, self.block = features, redraw, block
 
-    def check(self, name: str, encoding: type[PositionalEncoding]) -> None:
+    @classmethod
+    def check(cls, name: str, encoding: type[PositionalEncoding]) -> None:
         if encoding.biased():
             raise Refusal(
                 f"model.position.name={name} adds to the logits of attention, linear attention has none: choose "
                 "attention=softmax, or an encoding that acts on embeddings, on queries and keys, or on features"
+            )
+        if encoding.relative_norms:
+            raise Refusal(
+                f"model.position.name={name} scales queries and keys by where the others are, random features know "
+                "each alone: choose attention=softmax, or another encoding"
             )
 
     def draw(self, key: jax.Array, layers: int, head_size: int) -> Float[Array, "L F H"]:
@@ -107,12 +117,10 @@ class Performer(Attention):
     ) -> Float[Array, "B T N H"]:
         # [B N T H] from here on: every product below is then a plain batched one.
         log_q, log_k = features(q.swapaxes(1, 2), drawn), features(k.swapaxes(1, 2), drawn)
-        # Any factor that all features of a query, or all those of the keys, share cancels; slots that hold nothing are
-        # left out, since their zeros could be greater than all that is there.
-        there = (k_positions.segment > 0)[:, None, :, None]
-        greatest = jnp.max(jnp.where(there, log_k, -jnp.inf), axis=(2, 3), keepdims=True)
+        # A factor that all features of a query share cancels. One that all keys share would too, but what is ahead of a
+        # query would then move its rounding; and there is no need, a key's features are at most exp(|w|^2 / 2).
         phi_q = jnp.exp(log_q - jax.lax.stop_gradient(log_q.max(-1, keepdims=True)))
-        phi_k = jnp.exp(jnp.where(there, log_k - jax.lax.stop_gradient(greatest), -jnp.inf))
+        phi_k = jnp.exp(log_k)
         mask = None if plain else visible(q_positions, k_positions, causal)
 
         def sums(q: Array, k: Array, v: Array) -> Array:
@@ -128,4 +136,7 @@ class Performer(Attention):
         else:
             turned = (x.swapaxes(1, 2) for x in turn(phi_q.swapaxes(1, 2), phi_k.swapaxes(1, 2)))
             numerator, denominator = sums(*turned, values), sums(phi_q, phi_k, one)
-        return (numerator / jnp.maximum(denominator, LEAST)).swapaxes(1, 2).astype(v.dtype)
+        # Both times a power of two, which rounds nothing: the gradient of a quotient squares the denominator.
+        denominator = jnp.maximum(denominator, LEAST)
+        scale = jax.lax.stop_gradient(jnp.exp2(-jnp.floor(jnp.log2(denominator))))
+        return (numerator * scale / (denominator * scale)).swapaxes(1, 2).astype(v.dtype)
