@@ -76,7 +76,7 @@ def tuned(base: ConfigDict) -> Iterator[Arm]:
 
 
 def sizes(base: ConfigDict) -> Iterator[Arm]:
-    """Four sizes, three seeds. The best rate of AdamW falls as one over the width (arXiv 2203.03466): TUNED's are width 64's."""
+    """Four sizes, three seeds. The best rate falls as one over the width (arXiv 2203.03466): TUNED's is width 64's."""
     _begin(base, SEEDS[:3])
     for size, (width, layers) in SIZES.items():
         shape = {"width": width, "hidden": 4 * width, "heads": width // 16, "layers": layers}
