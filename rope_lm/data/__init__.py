@@ -7,7 +7,9 @@ from pathlib import Path
 import grain
 import numpy as np
 
-from rope_lm.data import batches, corpora, tokenizer, tokens
+from rope_lm.data import batches, corpora, tokens
+from rope_lm.data import tokenizer as tokenizers  # `make` has an argument of that name
+from rope_lm.data.tokenizer import Tokenizer
 from rope_lm.refusal import Refusal
 
 
@@ -19,6 +21,7 @@ class Data:
     length: int  # T, tokens
     batch: int  # B, rows
     bytes_per_token: float  # of the validation text: turns nats per token into bits per byte
+    coder: Tokenizer = field(repr=False)
     fingerprint: dict[str, str]  # of the text, the tokenizer and the tokens
     documents: dict[str, int]  # by split
     tokens: dict[str, int]  # by split
@@ -43,17 +46,19 @@ class Data:
 def make(
     name: str, tokenizer: str, length: int, batch: int, validation: int, cache: str, split: str, field: str
 ) -> Data:
-    """The data of a config: `name` is stdlib, text:PATH or tfds:NAME; `length` in tokens, `batch` and `validation` in
-    rows; `split` and `field` choose within a TFDS dataset ("" is its own splits, its only text).
+    """The data of a config: `name` is stdlib, text:PATH or tfds:NAME; `tokenizer` is bytes,
+    bpe:SIZE or sentencepiece:PATH; `length` in tokens, `batch` and `validation` in rows; `split` and `field` choose
+    within a TFDS dataset ("" is its own splits, its only text).
 
     Raises Refusal for text that is not there, is no text, or is too short.
     """
     for key, value in (("length", length), ("batch", batch), ("validation", validation)):
         if value < 1:
             raise Refusal(f"data.{key}={value}: must be at least 1")
-    coder = _tokenizer(tokenizer)
+    tokenizers.check(tokenizer)
     folder = Path(cache).expanduser()
     corpus = corpora.open_corpus(name, split, field, folder)
+    coder = tokenizers.make(tokenizer, corpus, folder)
     made = tokens.prepare(corpus, coder, folder)
     train = batches.Rows(made.splits["train"], length)
     batches.shuffled(train, batch, 0)  # refuses text that is too short
@@ -61,6 +66,7 @@ def make(
         vocabulary=coder.vocabulary,
         length=length,
         batch=batch,
+        coder=coder,
         bytes_per_token=made.bytes["validation"] / max(1, len(made.splits["validation"])),
         fingerprint={"text": corpus.fingerprint, "tokenizer": coder.fingerprint, "tokens": made.fingerprint},
         documents=made.documents,
@@ -68,6 +74,3 @@ def make(
         train=train,
         validation=batches.spread(batches.Rows(made.splits["validation"], length), validation),
     )
-
-
-_tokenizer = tokenizer.make  # `make` has an argument of that name
