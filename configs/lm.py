@@ -48,7 +48,7 @@ def get_config(text: str = "") -> ConfigDict:
     config.seeds = (0,)  # a member of the ensemble for each seed (initialisation and data order) and each peak rate
     config.data = ConfigDict(
         {
-            "name": chosen["data"],  # stdlib, enwik8, text:PATH (a file, a folder or a .zip), tfds:NAME
+            "name": chosen["data"],  # stdlib, enwik8, text:PATH (a file, a folder or a .zip), tfds:NAME, probe:NAME
             "split": "",  # tfds only: a split expression that is divided 90/5/5; "" is the dataset's own splits
             "field": "",  # tfds only: the feature that is text; "" is the only one
             "tokenizer": "bytes",  # bytes, bpe:SIZE (trained on the text), sentencepiece:PATH (a .model file)

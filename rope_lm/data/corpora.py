@@ -66,8 +66,6 @@ def open_corpus(name: str, split: str, field: str, cache: Path) -> Corpus:
     Raises Refusal for a name, a path or a text that cannot be used.
     """
     kind, _, rest = name.partition(":")
-    if not name.startswith("tfds:") and (split or field):
-        raise Refusal(f"data.split={split!r}, data.field={field!r}: only data=tfds:NAME has them; leave both empty")
     if name == "stdlib":
         return _stdlib(cache)
     if name == "enwik8":
@@ -76,7 +74,7 @@ def open_corpus(name: str, split: str, field: str, cache: Path) -> Corpus:
         return _text(Path(rest).expanduser())
     if kind == "tfds" and rest:
         return _tfds(rest, split, field)
-    raise unknown("data", name, ["stdlib", "enwik8", "text:PATH", "tfds:NAME"])
+    raise unknown("data", name, ["stdlib", "enwik8", "text:PATH", "tfds:NAME", "probe:NAME"])
 
 
 # --- the running Python's standard library, as a TFDS dataset -------------------------------------------------------
