@@ -13,7 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import lm
-from configs.presets import POSITIONS, pick
+from configs.presets import FOR_FEATURES, POSITIONS, pick
 
 Arm = tuple[str, dict[str, Any]]
 
@@ -38,10 +38,10 @@ def tuning(base: ConfigDict) -> Iterator[Arm]:
 
 
 def encodings(base: ConfigDict) -> Iterator[Arm]:
-    """Every encoding at one rate, that of most of TUNED: the others may do better at a rate of their own."""
+    """Every encoding of softmax attention at one rate, that of most of TUNED: the others may do better at their own."""
     base.seeds = (0, 1, 2)
     base.optimizer.rate = (1.2e-2,)
-    for name in POSITIONS:
+    for name in (each for each in POSITIONS if each not in FOR_FEATURES):
         yield name, _position(name, base)
 
 

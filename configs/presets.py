@@ -24,7 +24,7 @@ POSITIONS: dict[str, dict[str, Any]] = {
     "rotary_dynamic": {"base": 10_000.0, "factor": 2.0, "trained": 0},
     "yarn": {"base": 10_000.0, "factor": 2.0, "trained": 0, "fast": 32.0, "slow": 1.0},
     "llama3": {"base": 500_000.0, "factor": 8.0, "trained": 0, "low": 1.0, "high": 4.0},
-    "rotary_features": {"base": 10_000.0},  # for attention=performer
+    "rotary_features": {"base": 10_000.0},
     "rotary_sinusoidal": {"base": 10_000.0, "scale": 1.0},
     "xpos": {"base": 10_000.0, "fade": 512.0},
     "p_rope": {"base": 10_000.0, "fraction": 0.75},
@@ -32,6 +32,7 @@ POSITIONS: dict[str, dict[str, Any]] = {
     "transformer_xl": {"base": 10_000.0, "scale": 0.02},
     "cope": {"positions": 64, "scale": 0.0},
 }
+FOR_FEATURES = ("rotary_features",)  # these act on the features of attention=performer alone
 
 # What is predicted. Same keys as rope_lm.objective.OBJECTIVES.
 OBJECTIVES: dict[str, dict[str, Any]] = {

@@ -92,6 +92,7 @@ def encodings(configs: Mapping[str, Config], peak: float) -> list[dict[str, Any]
                 "overhead": float(np.median(times[name] / times["none"])) - 1 if "none" in times else None,
                 "peak_bytes": stepper.peak_bytes,
                 "parameters": stepper.plan.parameters,
+                **decoding(stepper.plan),
             }
         )
     return rows
@@ -144,16 +145,21 @@ def lengths(config: Config, lengths: Sequence[int]) -> list[dict[str, float]]:
         data = {**config["data"], "length": length, "batch": batch, "validation": 1}
         stepper = Stepper(run.plan({**config, "data": data}))
         seconds = interleaved({"step": stepper}, rounds=3)["step"]
-        rows.append({"length": length, "batch": batch, "seconds_per_token": seconds / (batch * length)})
+        each = {
+            "seconds_per_token": seconds / (batch * length),
+            "bytes_per_token": stepper.peak_bytes / (batch * length),
+        }
+        rows.append({"length": length, "batch": batch, **each})
     return rows
 
 
-def decoding(config: Config, tokens: int) -> dict[str, float]:
-    """Tokens a second of one row, one token at a time with the cache, and seconds of reading a row of the length."""
-    plan = run.plan(config)
+def decoding(plan: run.Plan) -> dict[str, float]:
+    """Of one row: seconds of reading the first half of its length at once, and of each token of the second, one at a
+    time with the cache."""
     model = plan.program.model(run.initial(plan), 0)
     graph, state = nnx.split(model)
     length = plan.data.length
+    tokens = length // 2
 
     @jax.jit
     def read(state: Any, text: jax.Array, start: jax.Array, cache: Any) -> Any:
@@ -171,8 +177,7 @@ def decoding(config: Config, tokens: int) -> dict[str, float]:
     for at in range(prompt.shape[1], length):
         token, cache = read(state, token, jnp.int32(at), cache)
     jax.block_until_ready(token)
-    each = (time.perf_counter() - began) / tokens
-    return {"prefill_seconds": prefill, "token_seconds": each, "tokens_per_second": 1 / each}
+    return {"prefill_seconds": prefill, "token_seconds": (time.perf_counter() - began) / tokens}
 
 
 def host(config: Config, steps: int) -> dict[str, float]:

@@ -100,11 +100,12 @@ def sweep(arms: Mapping[str, Config], claims: Mapping[str, Any], workdir: str | 
             path = root / "plan" / f"{name}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(config, indent=2) + "\n")
-        described = {"claims": {}, "seconds_per_step": {}} | (journal.read_json(root / "sweep.json") or {})
-        described |= {"arms": list(arms), "argv": sys.argv, "claims": _dated(claims, described["claims"])}
-        journal.write_json(root / "sweep.json", described)
-        measured = _measure(arms, root, described["seconds_per_step"])
-        journal.write_json(root / "sweep.json", described | {"seconds_per_step": measured})
+        before = _about_sweep(root)
+        journal.write_json(root / "sweep.json", before | {"claims": _dated(claims, before["claims"]), "argv": sys.argv})
+        measured = before["seconds_per_step"] | _measure(arms, root, before["seconds_per_step"])
+        # Read again: another sweep may have begun with other arms of the same folder.
+        now = _about_sweep(root)
+        journal.write_json(root / "sweep.json", now | {"seconds_per_step": now["seconds_per_step"] | measured})
     except OSError as error:
         raise Refusal(f"workdir {str(root)!r} cannot be written ({error.strerror}): choose another") from error
     left = _show_time(arms, root, measured, console)
@@ -123,6 +124,10 @@ def sweep(arms: Mapping[str, Config], claims: Mapping[str, Any], workdir: str | 
     return _list(root, codes, console)
 
 
+def _about_sweep(root: Path) -> dict[str, Any]:
+    return {"claims": {}, "seconds_per_step": {}} | (journal.read_json(root / "sweep.json") or {})
+
+
 def _dated(claims: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
     """The claims, each with `since`, the moment from which it has stood as it stands."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -135,18 +140,17 @@ def _dated(claims: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, An
 
 def _measure(arms: Mapping[str, Config], root: Path, known: Mapping[str, Any]) -> dict[str, Any]:
     """Seconds per step of one arm of each setting that has steps left, in a process of its own: this one must not hold
-    the device. What is known of the same setting is not measured again."""
-    measured = dict(known)
+    the device. What is known of the same setting is not measured again; 0 where it could not be."""
+    measured = {}
     for where, name in {setting(name): name for name in reversed(arms) if _left(root, name, arms[name])}.items():
         of = _digest(arms[name])
-        if where in known and known[where]["of"] == of:
+        if where in known and known[where]["of"] == of and known[where]["seconds"]:
             continue
         code, said = _call(["--time", f"--config=configs/resolved.py:{root / 'plan' / name}.json"], subprocess.PIPE)
         if code in (STOPPED, *(-each for each in SIGNALS)):
             raise KeyboardInterrupt
-        measured.pop(where, None)
-        if code == 0:  # an arm that cannot begin says why when its turn comes
-            measured[where] = {"of": of, "arm": name, "seconds": float(said)}
+        # An arm that cannot begin says why when its turn comes.
+        measured[where] = {"of": of, "arm": name, "seconds": float(said) if code == 0 else 0.0}
     return measured
 
 
@@ -173,7 +177,7 @@ def _show_time(
     seconds = {}
     for where in dict.fromkeys(map(setting, arms)):
         steps = {name: _left(root, name, config) for name, config in arms.items() if setting(name) == where}
-        step = measured[where]["seconds"] if where in measured else 0.0
+        step = measured[where]["seconds"] if where in measured else 0.0  # all its arms are finished
         seconds |= {name: count * step for name, count in steps.items()}
         total = sum(steps.values())
         known = (f"{step:.3g}", _about(total * step)) if step else ("", "not known" if total else "")

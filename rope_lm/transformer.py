@@ -115,6 +115,24 @@ class Transformer(nnx.Module):
 
         Without `positions` the rows are contiguous pieces of text, and attention needs no mask.
         """
+        x, seen, kept = self.stream(tokens, positions, cache, self.attend)
+        x = x if self.transform is None else self.transform(x)
+        if self.head is None:
+            # The table's rows have `embedding_scale` variance, a head's should have 1/D.
+            x = x * (1 / (self.embedding_scale * math.sqrt(self.width)))
+            logits = x @ self.embedding[...].astype(self.dtype).T
+        else:
+            logits = self.head(x)
+        if self.transform is not None:
+            logits = logits + self.transform.bias[...].astype(self.dtype)
+        cache = None if cache is None else Cache(*kept, seen, cache.used + tokens.shape[1])
+        return logits.astype(jnp.float32).reshape(*tokens.shape, -1), cache
+
+    def stream(
+        self, tokens: Int[Array, "B T"], positions: Positions | None, cache: Cache | None, attend: Callable
+    ) -> tuple[Float[Array, "R D"], Positions, Any]:
+        """The stream after the last layer, where the keys stood, and what `attend` (as the method) kept of each
+        layer."""
         batch, length = tokens.shape
         plain = positions is None
         positions = contiguous(length) if positions is None else positions
@@ -127,32 +145,21 @@ class Transformer(nnx.Module):
 
         def body(x, layer):
             number, block, stored, drawn = layer
-            attend = lambda q, k, v: self._attend(q, k, v, positions, seen, bias, plain, number, drawn, stored)  # noqa: E731
-            return nnx.merge(graph, block)(x, batch, attend)
+            rest = positions, seen, bias, plain, number, drawn, stored
+            return nnx.merge(graph, block)(x, batch, lambda q, k, v: attend(q, k, v, *rest))
 
         stored = None
         if cache is not None:
             stored = cache.k, cache.v, jnp.broadcast_to(cache.used, self.layers)
         drawn = None if self.drawn is None else self.drawn[...]
         x, kept = jax.lax.scan(REMAT[self.remat](body), x, (jnp.arange(self.layers), blocks, stored, drawn))
-        x = x if self.norm_first else self.norm(x)
-        x = x if self.transform is None else self.transform(x)
-        if self.head is None:
-            # The table's rows have `embedding_scale` variance, a head's should have 1/D.
-            x = x * (1 / (self.embedding_scale * math.sqrt(self.width)))
-            logits = x @ self.embedding[...].astype(self.dtype).T
-        else:
-            logits = self.head(x)
-        if self.transform is not None:
-            logits = logits + self.transform.bias[...].astype(self.dtype)
-        cache = None if cache is None else Cache(*kept, seen, cache.used + length)
-        return logits.astype(jnp.float32).reshape(batch, length, -1), cache
+        return x if self.norm_first else self.norm(x), seen, kept
 
-    def _attend(
+    def attend(
         self,
         q: Float[Array, "B T N H"],
         k: Float[Array, "B T N H"],
-        v: Float[Array, "B T N H"],
+        v: Float[Array, "B T N E"],
         positions: Positions,
         seen: Positions,
         bias: Float[Array, "#B N T S"] | None,
@@ -160,7 +167,7 @@ class Transformer(nnx.Module):
         layer: Int[Array, ""],
         drawn: Float[Array, "F H"] | None,
         stored: tuple[Float[Array, "B S N H"], Float[Array, "B S N H"], Int[Array, ""]] | None,
-    ) -> tuple[Float[Array, "B T N H"], tuple[Float[Array, "B S N H"], Float[Array, "B S N H"]] | None]:
+    ) -> tuple[Float[Array, "B T N E"], tuple[Float[Array, "B S N H"], Float[Array, "B S N H"]] | None]:
         """Attention of one layer, with what position does to it; and the raw keys and values that the queries saw,
         where some are `stored`."""
         if stored is not None:

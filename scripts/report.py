@@ -8,16 +8,17 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from rope_lm.analysis import load, report, reproduction
+from rope_lm.analysis import load_all, report, reproduction
 from rope_lm.refusal import Refusal
 from scripts import entry
 
 EXAMPLES = """examples:
   python -m scripts.report runs/ablation --out=report/
   python -m scripts.report runs/quick results/tuning --out=report/ --against=results/quick/summary.json
+  python -m scripts.report runs/replication runs/tuned runs/sizes --out=report/
 
-A folder whose runs have several learning rates is a grid, and gives the figure of learning rates; so does the archived
-report of one. Any other folder is a comparison.
+A folder whose runs have several learning rates is a grid, and gives the figure of learning rates; any other folder is a
+comparison, within each of its settings if it has some. The folder of a report stands for its runs (runs.json).
 exit status: 0, or 3 if --against was given and is not reproduced, or 2 for a mistake in the command."""
 
 
@@ -32,11 +33,14 @@ def main() -> int:
     command = shlex.join(["python", "-m", "scripts.report", *sys.argv[1:]])
     out = Path(arguments.out)
     try:
-        summary = report.write([load(path) for path in arguments.runs], out, arguments.treatment, command)
+        sweeps = [sweep for path in arguments.runs for sweep in load_all(path)]
+        summary = report.write(sweeps, out, arguments.treatment, command)
     except OSError as error:
         raise Refusal(f"--out={arguments.out!r} cannot be written ({error.strerror}): choose another folder") from error
     console = Console()
     console.print(_verdicts(summary, arguments.treatment))
+    if summary["claims"]:
+        console.print(_claims(summary))
     for warning in summary["warnings"]:
         console.print(f"warning: {warning}", highlight=False, markup=False)
     status = 0 if archived is None else _hold(summary, archived, console)
@@ -52,13 +56,30 @@ def _read(path: str) -> dict:
 
 
 def _verdicts(summary: dict, treatment: str) -> Table:
-    table = Table("encoding", "final nats/token", f"speed-up of {treatment}", "95% interval", f"{treatment} faster?")
-    number = lambda value, digits: "" if value is None else f"{value:.{digits}f}"  # noqa: E731
+    several = len({arm["setting"] for arm in summary["arms"]}) > 1
+    table = Table(*["setting"] * several, "encoding", "final nats/token", f"speed-up of {treatment} [95%]", "faster?")
+    before = None
     for arm in summary["arms"]:
-        over = arm[f"speedup_of_{treatment}"] or {"mean": None, "low": None, "high": None, "verdict": ""}
-        span = "" if over["low"] is None else f"{over['low']:.2f} to {over['high']:.2f}"
-        final = number(arm["final_nats"]["mean"], 3)
-        table.add_row(arm["arm"], final, number(over["mean"], 2), span, over["verdict"])
+        if arm["setting"] != before:
+            table.add_section()
+        setting = [arm["setting"] if arm["setting"] != before else ""] * several
+        over = arm[f"speedup_of_{treatment}"] or {"verdict": ""}
+        before = arm["setting"]
+        table.add_row(*setting, arm["arm"], f"{arm['final_nats']['mean']:.3f}", _estimate(over, 2), over["verdict"])
+    return table
+
+
+def _estimate(value: dict, digits: int) -> str:
+    numbers = [f"{value[key]:.{digits}f}" for key in ("mean", "low", "high") if value.get(key) is not None]
+    return "" if not numbers else numbers[0] + (f" [{', '.join(numbers[1:])}]" if numbers[1:] else "")
+
+
+def _claims(summary: dict) -> Table:
+    table = Table("claim", "setting", "measured [95%]", "verdict")
+    for made in summary["claims"]:
+        late = " (added after its runs began)" if made["late"] else ""
+        shown = _estimate(made, 3 if made["claim"]["outcome"] == "final" else 2)
+        table.add_row(made["sentence"], made["claim"]["setting"], shown, made["verdict"] + late)
     return table
 
 

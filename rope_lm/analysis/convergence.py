@@ -7,12 +7,15 @@ a seed. Intervals are Student's t on the logs: at five seeds percentile and BCa 
 import itertools
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 LEVEL = 0.95
+POWER = 0.8  # of the smallest detectable effect
+MARGIN = 1.1  # speed-ups between 1/1.1 and 1.1 are called equivalent: the smallest published are "10-20%"
 Values = Sequence[float] | np.ndarray
 
 
@@ -24,6 +27,16 @@ class Estimate(NamedTuple):
     high: float
 
 
+class Difference(NamedTuple):
+    """By how much the baseline's value lies above the treatment's: the mean over pairs of seeds."""
+
+    mean: float
+    low: float
+    high: float
+    p: float  # two-sided, exact sign-flip
+    values: tuple[float, ...]  # one for each pair
+
+
 class Crossing(NamedTuple):
     """When a curve first reaches a target."""
 
@@ -32,16 +45,17 @@ class Crossing(NamedTuple):
 
 
 class Speedup(NamedTuple):
-    """How many times fewer steps the treatment takes than the baseline: the geometric mean over seeds."""
+    """How many times fewer steps (seconds, FLOPs) the treatment takes than the baseline: geometric mean over seeds."""
 
     mean: float
     low: float
     high: float
     p: float  # two-sided, exact sign-flip
     n: int  # pairs of seeds
-    target: float  # nats per token
+    target: float  # of the validation loss
     bound: str  # "" where every pair crosses; "lower", "upper" or "unknown" where censoring makes it a bound
-    verdict: str  # supported, refuted, inconclusive
+    verdict: str  # supported, refuted, inconclusive; of a contrast also equivalent
+    logs: tuple[float, ...]  # the log ratio of each pair
 
 
 def crossing(steps: np.ndarray, nats: np.ndarray, target: float) -> Crossing:
@@ -71,16 +85,20 @@ def sign_flip(values: Values) -> float:
     """Two-sided p of the mean under all 2^n changes of sign (exact). It cannot be below 2^(1-n): six pairs or more
     are needed for any claim at 0.05. Beyond 16 pairs 2^16 random changes stand for all."""
     values = np.asarray(values, float)
-    n = len(values)
-    if n == 0:
+    if not len(values):
         return math.nan
-    if n <= 16:
-        signs = np.array(list(itertools.product([1, -1], repeat=n)))
-    else:
-        signs = np.random.default_rng(0).choice([1, -1], size=(2**16, n))
-        signs[0] = 1
-    means = np.abs(signs @ values)
+    means = np.abs(_signs(len(values)) @ values)
     return float(np.mean(means >= means[0] * (1 - 1e-12)))
+
+
+@cache
+def _signs(n: int) -> np.ndarray:
+    """[2^n n], the first row all 1."""
+    if n <= 16:
+        return np.array(list(itertools.product([1, -1], repeat=n)))
+    signs = np.random.default_rng(0).choice([1, -1], size=(2**16, n))
+    signs[0] = 1
+    return signs
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -91,6 +109,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
         adjusted[index] = highest
     return adjusted
+
+
+def difference(baseline: Values, treatment: Values) -> Difference:
+    """The baseline's paired values less the treatment's."""
+    values = np.subtract(baseline, treatment)
+    return Difference(*interval(values), sign_flip(values), tuple(values.tolist()))
 
 
 def speedup(baseline: Sequence[Crossing], treatment: Sequence[Crossing], target: float) -> Speedup:
@@ -108,9 +132,80 @@ def speedup(baseline: Sequence[Crossing], treatment: Sequence[Crossing], target:
     } - {""}
     bound = "" if not kinds else kinds.pop() if len(kinds) == 1 else "unknown"
     mean, low, high = (math.exp(value) for value in interval(logs))
-    verdict = "inconclusive"
-    if low > 1 and bound in ("", "lower"):
-        verdict = "supported"
-    elif high < 1 and bound in ("", "upper"):
-        verdict = "refuted"
-    return Speedup(mean, low, high, sign_flip(logs), len(logs), target, bound, verdict)
+    verdict = judge(low, high, 1.0, bound)
+    return Speedup(mean, low, high, sign_flip(logs), len(logs), target, bound, verdict, tuple(logs))
+
+
+def judge(low: float, high: float, threshold: float, bound: str) -> str:
+    """Whether a value lies above `threshold`, by its interval: supported, refuted or inconclusive.
+
+    A value that censoring makes a lower bound can support and not refute; an upper bound, the other way about.
+    """
+    if low > threshold and bound in ("", "lower"):
+        return "supported"
+    if high < threshold and bound in ("", "upper"):
+        return "refuted"
+    return "inconclusive"
+
+
+def within(low: float, high: float, least: float, most: float, bound: str) -> str:
+    """Whether a value lies between `least` and `most`: supported where its whole interval does (two one-sided tests at
+    2.5% each), refuted where none of it does, else inconclusive."""
+    if least < low and high < most and bound == "":
+        return "supported"
+    if "supported" in (judge(low, high, most, bound), judge(-high, -low, -least, _REVERSED[bound])):
+        return "refuted"
+    return "inconclusive"
+
+
+_REVERSED = {"": "", "lower": "upper", "upper": "lower", "unknown": "unknown"}
+
+
+def t_test(values: Values, at: float) -> float:
+    """Two-sided p of Student's t test that the mean is `at`; nan for fewer than two values."""
+    return float(stats.ttest_1samp(values, at).pvalue) if len(values) > 1 else math.nan
+
+
+def two_one_sided(values: Values, least: float, most: float) -> float:
+    """p of the hypothesis that the mean lies outside (least, most): the larger of two one-sided t tests (Schuirmann
+    1987); nan for fewer than two values."""
+    if len(values) < 2:
+        return math.nan
+    above = stats.ttest_1samp(values, least, alternative="greater").pvalue
+    return float(max(above, stats.ttest_1samp(values, most, alternative="less").pvalue))
+
+
+def detectable(deviation: float, n: int) -> float:
+    """The smallest mean of `n` paired values that a two-sided t test at 5% finds in 80% of studies, given the standard
+    deviation of the values; nan for fewer than two."""
+    if n < 2 or not deviation > 0:
+        return math.nan
+    edge = stats.t.ppf((1 + LEVEL) / 2, n - 1)
+
+    # Chances of a verdict in the right direction: noncentral t.
+    lack = lambda shift: stats.nct.sf(edge, n - 1, shift) - POWER  # noqa: E731
+    return deviation * optimize.brentq(lack, 0.1, 30.0) / math.sqrt(n)
+
+
+class Floor(NamedTuple):
+    """What arms against themselves give, on seeds that are not the same (A/A): the noise of a speed-up."""
+
+    low: float  # of a speed-up that is none, from as many pairs as the comparison has: 95% of them lie in here
+    high: float
+    deviation: float  # of a log ratio of two seeds
+    pairs: int  # over all arms
+    tested: int  # arms with two pairs or more, which can have a verdict
+    positives: int  # of those, found faster or slower than themselves: false ones
+
+
+def floor(ratios: Sequence[Speedup], n: int) -> Floor:
+    """The noise floor at `n` pairs, from the speed-ups of arms over themselves, pooled. Their log ratios have mean zero
+    by construction, so each counts as a degree of freedom."""
+    logs = np.array([log for each in ratios for log in each.logs])
+    if not len(logs) or not n:
+        return Floor(math.nan, math.nan, math.nan, len(logs), 0, 0)
+    deviation = math.sqrt(np.mean(logs**2))
+    half = stats.t.ppf((1 + LEVEL) / 2, len(logs)) * deviation / math.sqrt(n)
+    tested = [each for each in ratios if each.n > 1]
+    positives = sum(not each.low <= 1 <= each.high for each in tested)
+    return Floor(math.exp(-half), math.exp(half), deviation, len(logs), len(tested), positives)

@@ -18,15 +18,15 @@ def hold(summary: dict[str, Any], archived: dict[str, Any]) -> list[Row]:
     """Rows for: the arms, the paired ordering of their final losses, overlapping seed intervals, the loss at step 0,
     the batches that were consumed.
 
-    Two arms whose archived intervals overlap may stand in either order. Another text (its fingerprint differs, as it
-    does between Python versions) gives other losses: then only the ordering is held.
+    Two arms of a setting whose archived intervals overlap may stand in either order. Another text (its fingerprint
+    differs, as it does between Python versions) gives other losses: then only the ordering is held.
     """
-    ours, theirs = ({arm["arm"]: arm for arm in each["arms"]} for each in (summary, archived))
+    ours, theirs = ({_name(arm): arm for arm in each["arms"]} for each in (summary, archived))
     rows = [Row("arms", ", ".join(sorted(theirs)), ", ".join(sorted(ours)), set(theirs) <= set(ours))]
     both = [name for name in theirs if name in ours]
     same_text = summary["fingerprint"].get("text") == archived["fingerprint"].get("text")
     for i, a in enumerate(both):
-        for b in both[i + 1 :]:
+        for b in (each for each in both[i + 1 :] if _setting(theirs[each]) == _setting(theirs[a])):
             first, second = sorted((a, b), key=lambda name: theirs[name]["final_nats"]["mean"])
             if _interval(theirs[first])[1] < _interval(theirs[second])[0]:
                 good = bool(_paired_difference(ours[first], ours[second]) < 0)
@@ -45,6 +45,14 @@ def hold(summary: dict[str, Any], archived: dict[str, Any]) -> list[Row]:
             agrees = x == y if same_text else None
             rows.append(Row(f"batches consumed by {name}, seed {seed}", x[:16], y[:16], agrees))
     return rows
+
+
+def _setting(arm: dict[str, Any]) -> str:
+    return arm.get("setting", "")  # an archive from before there were settings has none
+
+
+def _name(arm: dict[str, Any]) -> str:
+    return f"{_setting(arm)}/{arm['arm']}" if _setting(arm) else arm["arm"]
 
 
 def reproduced(rows: list[Row]) -> bool:

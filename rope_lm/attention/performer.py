@@ -9,7 +9,7 @@ from rope_lm.positional import PositionalEncoding
 from rope_lm.positions import Positions, visible
 from rope_lm.refusal import Refusal
 
-LEAST = 1e-12  # of a denominator: what no key answers to stays finite, and so does its gradient
+LEAST = 1e-37  # of a denominator: a query that no key answers to gathers nothing
 
 
 def projection(key: jax.Array, features: int, head_size: int) -> Float[Array, "F H"]:
@@ -34,15 +34,15 @@ def features(x: Float[Array, "B N T H"], drawn: Float[Array, "F H"]) -> Float[Ar
 
 
 def masked_sums(
-    q: Float[Array, "B N T F"], k: Float[Array, "B N S F"], v: Float[Array, "B N S H"], mask: Bool[Array, "#B 1 T S"]
-) -> Float[Array, "B N T H"]:
+    q: Float[Array, "B N T F"], k: Float[Array, "B N S F"], v: Float[Array, "B N S E"], mask: Bool[Array, "#B 1 T S"]
+) -> Float[Array, "B N T E"]:
     """Sum over the keys j that are seen of (q_i k_j) v_j, by way of the whole matrix: for packed and cached rows."""
     return (q @ k.swapaxes(2, 3) * mask) @ v
 
 
 def causal_sums(
-    q: Float[Array, "B N T F"], k: Float[Array, "B N T F"], v: Float[Array, "B N T H"], block: int
-) -> Float[Array, "B N T H"]:
+    q: Float[Array, "B N T F"], k: Float[Array, "B N T F"], v: Float[Array, "B N T E"], block: int
+) -> Float[Array, "B N T E"]:
     """Sum over j <= i of (q_i k_j) v_j in time and memory linear in T: within blocks of queries by way of their matrix,
     before them by prefix sums of k v (arXiv 2009.14794, appendix B.1, in blocks)."""
     length = q.shape[2]
@@ -53,7 +53,8 @@ def causal_sums(
 
     q, k, v = cut(q), cut(k), cut(v)
     sums = k.swapaxes(3, 4) @ v
-    before = jnp.cumsum(sums, axis=2) - sums
+    # Of earlier blocks alone: less the block's own, a sum over all would still know of it by its rounding.
+    before = jnp.cumsum(jnp.pad(sums, ((0, 0), (0, 0), (1, 0), (0, 0), (0, 0)))[:, :, :-1], axis=2)
     out = jnp.tril(q @ k.swapaxes(3, 4)) @ v + q @ before
     return out.reshape(*out.shape[:2], -1, out.shape[4])[:, :, :length]
 
@@ -78,11 +79,17 @@ class Performer(Attention):
             raise Refusal(f"model.attention.features={features}: must be even, so that they can be turned in pairs")
         self.features, self.redraw, self.block = features, redraw, block
 
-    def check(self, name: str, encoding: type[PositionalEncoding]) -> None:
+    @classmethod
+    def check(cls, name: str, encoding: type[PositionalEncoding]) -> None:
         if encoding.biased():
             raise Refusal(
                 f"model.position.name={name} adds to the logits of attention, linear attention has none: choose "
                 "attention=softmax, or an encoding that acts on embeddings, on queries and keys, or on features"
+            )
+        if encoding.relative_norms:
+            raise Refusal(
+                f"model.position.name={name} scales queries and keys by where the others are, random features know "
+                "each alone: choose attention=softmax, or another encoding"
             )
 
     def draw(self, key: jax.Array, layers: int, head_size: int) -> Float[Array, "L F H"]:
@@ -99,7 +106,7 @@ class Performer(Attention):
         self,
         q: Float[Array, "B T N H"],
         k: Float[Array, "B S N H"],
-        v: Float[Array, "B S N H"],
+        v: Float[Array, "B S N E"],
         q_positions: Positions,
         k_positions: Positions,
         bias: Float[Array, "#B N T S"] | None,
@@ -107,15 +114,13 @@ class Performer(Attention):
         causal: bool,
         plain: bool,
         drawn: Float[Array, "F H"] | None,
-    ) -> Float[Array, "B T N H"]:
+    ) -> Float[Array, "B T N E"]:
         # [B N T H] from here on: every product below is then a plain batched one.
         log_q, log_k = features(q.swapaxes(1, 2), drawn), features(k.swapaxes(1, 2), drawn)
-        # Any factor that all features of a query, or all those of the keys, share cancels; slots that hold nothing are
-        # left out, since their zeros could be greater than all that is there.
-        there = (k_positions.segment > 0)[:, None, :, None]
-        greatest = jnp.max(jnp.where(there, log_k, -jnp.inf), axis=(2, 3), keepdims=True)
+        # A factor that all features of a query share cancels. One that all keys share would too, but what is ahead of a
+        # query would then move its rounding; and there is no need, a key's features are at most exp(|w|^2 / 2).
         phi_q = jnp.exp(log_q - jax.lax.stop_gradient(log_q.max(-1, keepdims=True)))
-        phi_k = jnp.exp(jnp.where(there, log_k - jax.lax.stop_gradient(greatest), -jnp.inf))
+        phi_k = jnp.exp(log_k)
         mask = None if plain else visible(q_positions, k_positions, causal)
 
         def sums(q: Array, k: Array, v: Array) -> Array:
@@ -131,4 +136,7 @@ class Performer(Attention):
         else:
             turned = (x.swapaxes(1, 2) for x in turn(phi_q.swapaxes(1, 2), phi_k.swapaxes(1, 2)))
             numerator, denominator = sums(*turned, values), sums(phi_q, phi_k, one)
-        return (numerator / jnp.maximum(denominator, LEAST)).swapaxes(1, 2).astype(v.dtype)
+        # Both times a power of two, which rounds nothing: the gradient of a quotient squares the denominator.
+        denominator = jnp.maximum(denominator, LEAST)
+        scale = jax.lax.stop_gradient(jnp.exp2(-jnp.floor(jnp.log2(denominator))))
+        return (numerator * scale / (denominator * scale)).swapaxes(1, 2).astype(v.dtype)

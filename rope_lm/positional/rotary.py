@@ -266,6 +266,7 @@ class XPos(Rotary):
     """
 
     backward = True  # towards keys ahead it would grow
+    relative_norms = True
 
     def __init__(self, base: float, fade: float, *, shape: Shape, rngs: nnx.Rngs):
         super().__init__(base, shape=shape, rngs=rngs)

@@ -6,7 +6,20 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rope_lm.analysis.convergence import Crossing, crossing, holm, interval, sign_flip, speedup
+from rope_lm.analysis.convergence import (
+    Crossing,
+    crossing,
+    detectable,
+    difference,
+    floor,
+    holm,
+    interval,
+    sign_flip,
+    speedup,
+    t_test,
+    two_one_sided,
+    within,
+)
 
 
 def test_a_crossing_is_interpolated_in_log_steps():
@@ -57,6 +70,8 @@ def test_sign_flip_is_exact():
 
 def test_holm_steps_down():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    # By hand: 5 x 0.004, 4 x 0.01, 3 x 0.012 = 0.036 raised to the 0.04 before it, 2 x 0.5, 1 x 0.9.
+    assert holm([0.01, 0.9, 0.004, 0.5, 0.012]) == pytest.approx([0.04, 1.0, 0.02, 1.0, 0.04])
     assert holm([0.5, 0.9]) == [1.0, 1.0]
 
 
@@ -89,3 +104,79 @@ def test_a_speedup_is_the_geometric_mean_of_paired_ratios():
 def test_a_verdict_says_no_more_than_the_censoring_allows(baseline, treatment, bound, verdict):
     found = speedup(baseline, treatment, 1.0)
     assert (found.bound, found.verdict) == (bound, verdict)
+
+
+# --- equivalence, power, noise ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "low, high, bound, verdict",
+    [
+        (0.95, 1.05, "", "supported"),
+        (0.95, 1.2, "", "inconclusive"),
+        (1.2, 1.3, "", "refuted"),
+        (0.5, 0.8, "", "refuted"),
+        (0.95, 1.05, "lower", "inconclusive"),
+        (1.2, 1.3, "lower", "refuted"),
+        (1.2, 1.3, "upper", "inconclusive"),
+        (0.5, 0.8, "upper", "refuted"),
+        (math.nan, math.nan, "", "inconclusive"),
+    ],
+)
+def test_no_difference_takes_a_whole_interval_within_the_margin(low, high, bound, verdict):
+    assert within(low, high, 1 / 1.1, 1.1, bound) == verdict
+
+
+def test_two_one_sided_tests_agree_with_the_interval():
+    """p < 2.5% exactly where the 95% interval lies within the margin, and p is Schuirmann's by hand."""
+    values, margin = [0.01, -0.02, 0.03, 0.0, 0.02, -0.01], 0.05
+    mean, error = np.mean(values), np.std(values, ddof=1) / math.sqrt(6)
+    by_hand = max(stats.t.sf((mean + margin) / error, 5), stats.t.cdf((mean - margin) / error, 5))
+    assert two_one_sided(values, -margin, margin) == pytest.approx(by_hand)
+    for draw in np.random.default_rng(0).normal(0.02, 0.03, (200, 6)):
+        _, low, high = interval(draw)
+        inside = within(low, high, -margin, margin, "") == "supported"
+        assert inside == (two_one_sided(draw, -margin, margin) < 0.025)
+    assert t_test(values, 0.01) == pytest.approx(stats.ttest_1samp(values, 0.01).pvalue)
+    assert math.isnan(t_test([1.0], 0)) and math.isnan(two_one_sided([1.0], -1, 1))
+
+
+def test_arms_that_differ_by_the_margin_are_seldom_called_equivalent():
+    """At a true difference of the margin itself, 2.5% of 1,500 studies may say so, within three Monte-Carlo errors."""
+    draws = np.random.default_rng(1).normal(0.1, 0.05, (1500, 6))
+    wrong = np.mean([two_one_sided(draw, -0.1, 0.1) < 0.025 for draw in draws])
+    assert wrong < 0.025 + 3 * math.sqrt(0.025 * 0.975 / 1500)
+
+
+@pytest.mark.parametrize("n, expected", [(6, 1.4346), (10, 0.9962), (30, 0.5292)])
+def test_the_detectable_effect_is_found_in_four_of_five_studies(n, expected):
+    """Against G*Power's figures for a paired t test at 5% (two-sided) and 80% power, and by simulation."""
+    effect = detectable(1.0, n)
+    assert effect == pytest.approx(expected, abs=2e-4) and detectable(0.5, n) == pytest.approx(effect / 2)
+    draws = np.random.default_rng(n).normal(effect, 1.0, (20_000, n))
+    t = draws.mean(1) / draws.std(1, ddof=1) * math.sqrt(n)
+    power = np.mean(t > stats.t.ppf(0.975, n - 1))
+    assert abs(power - 0.8) < 3 * math.sqrt(0.8 * 0.2 / 20_000)
+    assert math.isnan(detectable(1.0, 1)) and math.isnan(detectable(0.0, 6))
+
+
+def test_the_noise_floor_holds_what_it_says():
+    """A band from 5 arms of 3 pairs each holds 95% of the mean log ratios of 3 new pairs, on average."""
+    random, held, found = np.random.default_rng(2), [], []
+    for _ in range(1500):
+        logs = random.normal(0, 0.1, (6, 3))
+        arms = [speedup(seen(*np.exp(each)), seen(1, 1, 1), 1.0) for each in logs]
+        noise = floor(arms[:5], 3)
+        held.append(noise.low <= arms[5].mean <= noise.high)
+        found.append(noise.positives / noise.tested)
+    assert noise.pairs == 15 and noise.tested == 5 and noise.low == pytest.approx(1 / noise.high)
+    assert abs(np.mean(held) - 0.95) < 3 * math.sqrt(0.95 * 0.05 / 1500)
+    assert abs(np.mean(found) - 0.05) < 3 * math.sqrt(0.05 * 0.95 / 7500), "false positives come at their nominal rate"
+    assert math.isnan(floor([], 3).low)
+
+
+def test_a_difference_is_paired():
+    found = difference([2.0, 3.0, 4.0], [1.0, 1.5, 2.0])
+    theirs = stats.ttest_rel([2.0, 3.0, 4.0], [1.0, 1.5, 2.0]).confidence_interval(0.95)
+    assert found.mean == 1.5 and found.values == (1.0, 1.5, 2.0)
+    assert (found.low, found.high) == (pytest.approx(theirs.low), pytest.approx(theirs.high))

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rope_lm.analysis import compare, load, report, reproduction, tune
+from rope_lm import analysis
+from rope_lm.analysis import compare, load, load_all, report, reproduction, tune
 from rope_lm.refusal import Refusal
-from tests.analysis.conftest import STEPS, write_run
+from tests.analysis.conftest import BEGAN, STEPS, write_claim, write_run, write_study
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -25,15 +26,18 @@ def test_speedups_are_those_that_the_runs_were_made_with(sweep):
         assert arms[name].speedup.mean == pytest.approx(expected, rel=0.03), name
     assert arms["learned"].speedup.verdict == "supported"
     assert arms["none"].overhead == 0 and arms["rotary"].overhead == pytest.approx(0.5 / 2 - 1)
-    assert arms["learned"].seconds_speedup == pytest.approx(arms["learned"].speedup.mean * 2)
+    found = arms["learned"].contrast.costs
+    assert found.seconds.mean == pytest.approx(found.steps.mean * 2, rel=0.01)
+    assert found.flops.mean == pytest.approx(found.steps.mean)
     assert [arm.name for arm in compare(load(sweep), "rotary")][-1] == "none", "the best comes first"
 
 
 def test_the_profile_reaches_from_loose_targets_to_the_final_one(sweep):
     arm = next(arm for arm in compare(load(sweep), "rotary") if arm.name == "learned")
-    targets = [each.target for each in arm.profile]
+    profile = arm.contrast.profile
+    targets = [each.target for each in profile]
     assert targets == sorted(targets, reverse=True) and targets[-1] == pytest.approx(arm.target)
-    assert arm.profile[-1].mean == pytest.approx(arm.speedup.mean)
+    assert profile[-1].mean == pytest.approx(arm.speedup.mean)
 
 
 def test_the_summary_has_what_the_issue_names(sweep, tmp_path):
@@ -87,6 +91,8 @@ def test_an_archived_grid_is_as_good_as_its_runs(sweep, tmp_path):
     assert tune(load(tmp_path / "archive")) == tune(load(tmp_path / "grid"))
     made = report.write([load(sweep), load(tmp_path / "archive")], tmp_path / "out", "rotary", "x")
     assert len(made["arms"]) == 5 and made["tuning"][0]["seeds"] == 2 and made["fingerprint"]["text"] == "f" * 64
+    (tmp_path / "archive" / "runs.json").unlink()  # as the archives of before, which had a summary alone
+    assert tune(load(tmp_path / "archive")) == tune(load(tmp_path / "grid"))
     (tmp_path / "archive" / "summary.json").write_text('{"tuning": [{"arm": "rotary"}]}')
     with pytest.raises(Refusal, match=r"summary.json is not a report's"):
         tune(load(tmp_path / "archive"))
@@ -179,6 +185,169 @@ def test_the_analysis_never_imports_jax(sweep, tmp_path):
     assert subprocess.run([sys.executable, "-c", code, sweep], cwd=Path(__file__).parents[2]).returncode == 0
 
 
+# --- studies --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """The report of a study of two settings and its grid, and its folder. Read only."""
+    tmp_path = tmp_path_factory.mktemp("study")
+    study = write_study(tmp_path / "study")
+    grid, rates = tmp_path / "grid" / "causal-softmax", (1e-3, 3e-3, 1e-2)
+
+    def loss(step, seed, rate):
+        return 1 + 5 / (1 + 2 * np.exp(-abs(np.log(rate / 3e-3))) * step / 50)
+
+    for name in ("rotary", "learned"):
+        write_run(grid / name, name, 1, (100, 101), rates, loss=loss)
+    write_claim(study, setting="causal-softmax")
+    write_claim(study, setting="causal-softmax", baseline="sinusoidal", treatment="learned")
+    write_claim(study, setting="masked-softmax", since="2027-01-01T00:00:00+00:00")
+    sweeps = [load(study), load(tmp_path / "grid")]
+    return report.write(sweeps, tmp_path / "out", "rotary", "the command"), tmp_path / "out"
+
+
+def test_a_study_has_a_matrix_of_verdicts_in_words(written):
+    made, out = written
+    rows = {(row["setting"], row["treatment"]): row["cells"] for row in made["matrix"]}
+    assert set(rows) == {("causal-softmax", "rotary"), ("causal-softmax", "learned"), ("masked-softmax", "rotary")}
+    assert rows["causal-softmax", "rotary"]["learned"]["verdict"] == "supported"
+    assert rows["masked-softmax", "rotary"]["learned"]["verdict"] == "refuted"
+    page = (out / "index.html").read_text()
+    matrix = page.split("Faster than what, and where?")[1].split("</table>")[0]
+    assert matrix.count("<b class=") == 5 and ">supported</b>" in matrix and ">refuted</b>" in matrix
+
+
+def test_each_claim_stands_beside_what_was_published(written):
+    made, out = written
+    assert [(each["verdict"], each["late"]) for each in made["claims"]] == [
+        ("supported", False),
+        ("refuted", False),
+        ("refuted", True),
+    ]
+    table = (out / "index.html").read_text().split("The claims")[1].split("</table>")[0]
+    assert table.count("30% faster") == 3 and table.count("added after its runs began") == 1
+    for name in ("claims.csv", "claims.tex"):
+        assert (out / name).read_text().count("30") >= 3, name
+
+
+def test_masked_and_causal_losses_never_share_an_axis(written):
+    _, out = written
+    names = {path.stem for path in (out / "figures").glob("*.svg")}
+    assert {"causal-softmax-loss", "masked-softmax-loss", "causal-softmax-tuning", "causal-softmax-rates"} <= names
+    assert "loss" not in names and "grid-factor" not in names
+
+
+def test_the_methods_are_written_from_the_manifests(written):
+    made, _ = written
+    compared, tuned = made["methods"]
+    for words in (
+        "causal-softmax: causal language modelling, softmax attention (kernel: blocked)",
+        "masked-softmax: masked (rate 0.15) language modelling",
+        "peak learning rates learned, rotary, sinusoidal at 0.003",
+        "seeds 0, 1, 2, 3, 4, 5",
+        "sha256 of the text ffffffffffffffff",
+        "1,000 steps of 16 rows of 128 tokens",
+        "1 x cpu (cpu)",
+        "for 5 runs, begun 2026-01-02",
+        "commit cccccccccccccccc",
+    ):
+        assert words in compared, words
+    assert "seeds 100, 101" in tuned and "of a grid, learned, rotary at 0.001, 0.003, 0.01" in tuned
+    hours = sum(run["hours"] for run in made["runs"] if run["sweep"] == "study")
+    assert f"{hours:.2f} hours of training" in compared
+
+
+def test_the_report_of_an_archive_is_the_report_of_its_runs(written, tmp_path):
+    """But for the command, byte for byte: the archive has all that the numbers came from."""
+    _, out = written
+    report.write(load_all(out), tmp_path / "again", "rotary", "the command")
+    for path in sorted(each for each in out.rglob("*") if each.is_file()):
+        assert path.read_bytes() == (tmp_path / "again" / path.relative_to(out)).read_bytes(), path
+    with pytest.raises(Refusal, match=r"is the archive of several sweeps .study, grid."):
+        load(out)
+    (tmp_path / "runs.json").write_text('{"sweeps": [{"name": "x"}]}')
+    with pytest.raises(Refusal, match=r"runs.json is not a report's"):
+        load_all(tmp_path)
+
+
+def test_an_archive_names_no_machine_and_no_command(tmp_path):
+    secret = {"argv": ["/home/me/x"], "host": "mine", "overrides": {"a": "/home/me"}}
+    write_run(tmp_path / "s" / "rotary", "rotary", 1, **secret)
+    report.write([load(tmp_path / "s")], tmp_path / "out", "rotary", "x")
+    archived = (tmp_path / "out" / "runs.json").read_text()
+    assert "/home/me" not in archived and "mine" not in archived and BEGAN in archived
+
+
+def test_settings_that_differ_in_size_give_speedup_against_parameters(tmp_path):
+    for width, parameters, speed in ((32, 41_000, 1.5), (64, 131_000, 2.0), (96, 381_000, 3.0)):
+        for name in ("rotary", "learned"):
+            write_run(
+                tmp_path / "sizes" / f"width{width}" / name,
+                name,
+                speed if name == "rotary" else 1.0,
+                changes={"model": {"width": width, "hidden": 4 * width}},
+                parameters=parameters,
+            )
+    made = report.write([load(tmp_path / "sizes")], tmp_path / "out", "rotary", "x")
+    (factor,) = made["factors"]
+    assert factor["of"] == "parameters" and factor["values"] == [41_000, 131_000, 381_000]
+    assert (tmp_path / "out" / "figures" / "sizes-factor.svg").exists()
+    assert "the speed-up against parameters" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_settings_that_differ_in_one_number_give_speedup_against_it(tmp_path):
+    for scale in (0.02, 1.0):
+        for name in ("rotary", "learned"):
+            folder = tmp_path / "scales" / f"scale{scale}" / name
+            write_run(folder, name, 2 if name == "rotary" else 1, changes={"model": {"embedding_scale": scale}})
+    made = report.write([load(tmp_path / "scales")], tmp_path / "out", "rotary", "x")
+    assert made["factors"][0] == {
+        "sweep": "scales",
+        "of": "model.embedding_scale",
+        "values": [0.02, 1.0],
+        "settings": ["scale0.02", "scale1.0"],
+    }
+
+
+def test_what_cannot_be_compared_is_said_on_the_page(tmp_path):
+    write_run(tmp_path / "s" / "rotary", "rotary", 2)
+    write_run(tmp_path / "s" / "learned", "learned", 1, changes={"objective": {"name": "masked"}})
+    made = report.write([load(tmp_path / "s")], tmp_path / "out", "rotary", "x")
+    assert made["arms"] == [] and any("different objectives" in warning for warning in made["warnings"])
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "Nothing is compared here: the arms of s have different objectives" in page
+
+
+def test_the_floor_and_what_could_be_found_are_on_the_page(written):
+    made, out = written
+    page = (out / "index.html").read_text()
+    assert page.count("The noise floor (the grey band)") == 2
+    floor = made["settings"][0]["floor"]
+    assert floor["pairs"] == 9 and 0.9 < floor["low"] <= 1 <= floor["high"] < 1.1
+    arm = next(arm for arm in made["arms"] if arm["arm"] == "learned")
+    assert 1 < arm["speedup_of_rotary"]["detectable"] < 1.2 and arm["itself"]["n"] == 3
+    assert {"in_seconds", "in_flops", "to_median", "to_common"} <= set(arm["speedup_of_rotary"])
+
+
+def test_three_lines_in_a_notebook(sweep):
+    """Those of the package's own documentation."""
+    lines = [line[4:] for line in analysis.__doc__.splitlines() if line.startswith(">>> ")]
+    assert len(lines) == 3
+    names: dict = {}
+    exec("\n".join(lines).replace("runs/quick", str(sweep)), names)
+    assert names["arms"]["learned"].speedup.verdict == "supported"
+    rows = analysis.table(load(sweep))
+    assert len(rows) == 15 and {row["arm"] for row in rows} == {
+        "none",
+        "learned",
+        "sinusoidal",
+        "relative_bias",
+        "rotary",
+    }
+    assert rows[0]["bits_per_byte"] == pytest.approx(rows[0]["final_nats"] / np.log(2))
+
+
 # --- reproduction ---------------------------------------------------------------------------------------------------
 
 
@@ -219,6 +388,15 @@ def test_another_order_another_loss_another_start_and_a_missing_arm_are_not(arch
     assert "arms" in differing(summary, archived)
 
 
+def test_arms_of_different_settings_are_not_ordered(study, tmp_path):
+    made = report.write([load(study)], tmp_path / "archive", "rotary", "x")
+    rows = reproduction.hold(made, made)
+    assert reproduction.reproduced(rows)
+    ordered = [row.what for row in rows if "ends below" in row.what]
+    assert "causal-softmax/rotary ends below causal-softmax/learned" in ordered
+    assert all(text.split()[0].split("/")[0] == text.split()[-1].split("/")[0] for text in ordered)
+
+
 def test_on_another_text_only_the_order_is_held(archived):
     summary = json.loads(json.dumps(archived))
     summary["fingerprint"]["text"] = "another"
@@ -252,8 +430,12 @@ def test_the_command_says_reproduced_or_not(sweep, tmp_path, archived):
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 @pytest.mark.parametrize("width", [1280, 390])
-def test_the_page_fits_a_desktop_and_a_phone(sweep, tmp_path, width):
-    report.write([load(sweep)], tmp_path, "rotary", "python -m scripts.report " + "runs/a-long-path/" * 10)
+@pytest.mark.parametrize("kind", ["sweep", "study"])
+def test_the_page_fits_a_desktop_and_a_phone(request, tmp_path, width, kind):
+    folder = request.getfixturevalue(kind)
+    if kind == "study":
+        write_claim(folder, setting="causal-softmax")
+    report.write([load(folder)], tmp_path, "rotary", "python -m scripts.report " + "runs/a-long-path/" * 10)
     page = (tmp_path / "index.html").read_text()
     probe = "<script>document.title = [innerWidth, document.documentElement.scrollWidth].join()</script>"
     # Chromium's own window is at least 500 wide: a frame has the width of a phone.

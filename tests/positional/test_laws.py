@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from configs.presets import POSITIONS
+from configs.presets import FOR_FEATURES, POSITIONS
 from rope_lm import positional
 from rope_lm.positional.rotary import angles, frequencies, rotate, upper_bound, wave
 from rope_lm.positions import Positions, contiguous, packed
@@ -69,6 +69,7 @@ def strong(name: str, **changes: object):
 
 def test_the_tables_of_configs_library_and_claims_have_the_same_keys():
     assert set(POSITIONS) == set(positional.ENCODINGS) == set(CLAIMS)
+    assert list(FOR_FEATURES) == [name for name, cls in positional.ENCODINGS.items() if cls.turns_features()]
 
 
 @every_encoding

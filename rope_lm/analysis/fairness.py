@@ -1,0 +1,111 @@
+"""What makes a comparison unfair, in words: each is marked on the page, none is hidden."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rope_lm.analysis.runs import Run, Sweep
+
+# Of a manifest, equal in fair arms.
+FACTS = ("commit", "diff", "kernel", "precision", "device", "versions", "deterministic", "batches")
+# Of a manifest, equal in all settings of a study and in the grid that its rates come from.
+SHARED = ("commit", "diff", "device", "versions")
+
+
+def warnings(sweeps: Sequence[Sweep]) -> list[str]:
+    """All that the page warns of: within each setting, between the settings of a sweep, and between sweeps."""
+    found = [text for sweep in sweeps for setting in sweep.settings for text in unfair(setting)]
+    found += [text for sweep in sweeps for text in _between(f"The settings of {sweep.name}", _by_setting(sweep))]
+    return found + _reused_seeds(sweeps) + _between("The sweeps", {sweep.name: sweep.runs for sweep in sweeps})
+
+
+def unfair(sweep: Sweep) -> list[str]:
+    """Everything but the encoding in which the arms of one setting differ. Learning rates may: each arm's is tuned, and
+    is shown."""
+    found, where = [], f"The arms of {sweep.title}" if sweep.setting else "The arms"
+    for key, values in _facts(sweep.runs).items():
+        if len(set(values.values())) > 1:
+            found.append(f"{where} differ in {key} ({_alike(values)}).{CONSEQUENCES.get(key, '')}")
+    unfinished = [f"{run.arm} ({run.status['status']})" for run in sweep.runs if not run.finished]
+    if unfinished:
+        found.append(f"Not every run of {sweep.title} finished: {', '.join(unfinished)}.")
+    for run in sweep.runs:
+        if run.status.get("diverged"):
+            found.append(f"Members of {run.arm} diverged and are left out: {run.status['why']}.")
+    return found
+
+
+CONSEQUENCES = {
+    "seeds": " Only seeds that both arms have are compared.",
+    "fingerprint.tokenizer": " They are compared in bits per byte: nats per token of different tokens do not compare.",
+    "fingerprint.text": " They read different texts.",
+    "objective.name": " Their losses do not compare, and are not compared.",
+}
+
+
+def _by_setting(sweep: Sweep) -> dict[str, list[Run]]:
+    return {each.setting: each.runs for each in sweep.settings}
+
+
+def _between(where: str, groups: dict[str, list[Run]]) -> list[str]:
+    """In what groups of runs differ that should not. A difference within a group is told there."""
+    values: dict[str, dict[str, str]] = {}
+    for name, runs in groups.items():
+        described = [run for run in runs if run.manifest.get("data")]
+        if not described:
+            continue
+        manifest = described[0].manifest
+        facts = _flat({key: manifest.get(key) for key in SHARED} | {"fingerprint": manifest["data"]["fingerprint"]})
+        for key, value in facts.items():
+            values.setdefault(key, {})[name] = str(value)
+    return [
+        f"{where} differ in {key} ({_alike(each)}).{CONSEQUENCES.get(key, '')}"
+        for key, each in values.items()
+        if len(set(each.values())) > 1
+    ]
+
+
+def _reused_seeds(sweeps: Sequence[Sweep]) -> list[str]:
+    """A seed that chose the rates has seen the answer: it is no test."""
+    found = []
+    for grid in (sweep for sweep in sweeps if sweep.grid):
+        for sweep in (sweep for sweep in sweeps if not sweep.grid):
+            both = sorted(_seeds(grid) & _seeds(sweep))
+            if both:
+                found.append(
+                    f"Seeds {', '.join(map(str, both))} chose the learning rates in {grid.name} and are compared in "
+                    f"{sweep.name}: that flatters the arms that were tuned on them; use others."
+                )
+    return found
+
+
+def _seeds(sweep: Sweep) -> set[int]:
+    return {member["seed"] for run in sweep.runs for member in run.manifest["members"]}
+
+
+def _alike(values: dict[str, str]) -> str:
+    """The names by their value, those that are alike together."""
+    alike: dict[str, list[str]] = {}
+    for name, value in values.items():
+        alike.setdefault(value if len(value) <= 40 else f"{value[:40]}...", []).append(name)
+    return "; ".join(f"{', '.join(names)}: {value}" for value, names in alike.items())
+
+
+def _facts(runs: Sequence[Run]) -> dict[str, dict[str, str]]:
+    """Key -> arm -> value, for every fact in which fair arms agree."""
+    facts: dict[str, dict[str, str]] = {}
+    for run in runs:
+        config = _flat(run.config)
+        # What a run has consumed is compared at the end of runs that came to it.
+        equal = [key for key in FACTS if key != "batches" or run.finished]
+        manifest = _flat({key: run.manifest.get(key) for key in equal})
+        manifest |= _flat({"fingerprint": run.manifest.get("data", {}).get("fingerprint")})
+        for key, value in {**config, **manifest}.items():
+            if not key.startswith("model.position") and key not in ("optimizer.rate", "data.cache"):
+                facts.setdefault(key, {})[run.arm] = str(value)
+    return facts
+
+
+def _flat(value: Any, at: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {k: v for key, each in value.items() for k, v in _flat(each, f"{at}.{key}" if at else key).items()}
+    return {at: value}

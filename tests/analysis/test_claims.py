@@ -1,0 +1,170 @@
+"""Claims and their verdicts, and what makes a comparison unfair: in words."""
+
+import json
+import math
+import shutil
+
+import pytest
+from scipy import stats
+
+from rope_lm.analysis import compare, fairness, judge_all, load
+from rope_lm.analysis.convergence import holm
+from rope_lm.refusal import Refusal
+from tests.analysis.conftest import BEGAN, write_claim, write_run
+
+SIX = (0, 1, 2, 3, 4, 5)
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """Rotary twice as fast as learned, and 0.13 nats below it at the end."""
+    write_run(tmp_path / "s" / "rotary", "rotary", 2, SIX)
+    write_run(tmp_path / "s" / "learned", "learned", 1, SIX)
+    return tmp_path / "s"
+
+
+def verdict(folder):
+    (made,) = judge_all([load(folder)])
+    return made
+
+
+@pytest.mark.parametrize(
+    "claim, expected, sentence",
+    [
+        ({}, "supported", "rotary learns faster than learned"),
+        ({"threshold": 1.3}, "supported", "rotary learns more than 1.3 times as fast as learned"),
+        ({"threshold": 3.0}, "refuted", "rotary learns more than 3 times as fast as learned"),
+        ({"outcome": "seconds"}, "supported", "rotary learns faster than learned, in seconds"),
+        (
+            {"outcome": "flops", "threshold": 1.5},
+            "supported",
+            "rotary learns more than 1.5 times as fast as learned, in",
+        ),
+        ({"relation": "within", "threshold": 1.1}, "refuted", "rotary learns as fast, to within 1.1 times, as learned"),
+        (
+            {"relation": "within", "threshold": 3.0, "treatment": "learned", "baseline": "rotary"},
+            "supported",
+            "learned",
+        ),
+        ({"treatment": "learned", "baseline": "rotary"}, "refuted", "learned learns faster than rotary"),
+        ({"outcome": "final", "threshold": 0.05}, "supported", "ends more than 0.05 nats per token below learned"),
+        ({"outcome": "final", "threshold": 0.5}, "refuted", "ends more than 0.5 nats per token below learned"),
+        (
+            {"outcome": "final", "threshold": 0.5, "relation": "within"},
+            "supported",
+            "ends within 0.5 nats per token of",
+        ),
+        (
+            {"outcome": "final", "threshold": 0.05, "relation": "within"},
+            "refuted",
+            "ends within 0.05 nats per token of",
+        ),
+        ({"baseline": "alibi"}, "not tested", "rotary learns faster than alibi"),
+        ({"setting": "elsewhere"}, "not tested", "rotary learns faster than learned"),
+    ],
+)
+def test_a_claim_has_a_verdict(pair, claim, expected, sentence):
+    write_claim(pair, **claim)
+    made = verdict(pair)
+    assert made.verdict == expected and sentence in made.sentence and not made.late
+    assert (made.n == 0) == (expected == "not tested") == math.isnan(made.p)
+
+
+def test_p_is_students_against_the_threshold_and_corrected_over_all_claims(pair):
+    for threshold in (1.0, 1.97, 2.5):
+        write_claim(pair, threshold=threshold)
+    write_claim(pair, baseline="alibi")
+    made = judge_all([load(pair)])
+    found = compare(load(pair), "rotary")["learned"].contrast
+    # What is supported is so at the baseline's median, what is refuted where no seed is censored.
+    logs = [found.median.steps.logs, found.median.steps.logs, found.common.steps.logs]
+    expected = [stats.ttest_1samp(x, math.log(at)).pvalue for x, at in zip(logs, (1.0, 1.97, 2.5), strict=True)]
+    assert [each.p for each in made[:3]] == pytest.approx(expected) and math.isnan(made[3].p_holm)
+    assert [each.p_holm for each in made[:3]] == pytest.approx(holm(expected)), "an untested claim corrects nothing"
+
+
+def test_a_claim_that_was_added_after_its_runs_began_is_marked(pair):
+    write_claim(pair, since=BEGAN)
+    write_claim(pair, since="2026-01-02T00:00:01+00:00")
+    assert [each.late for each in judge_all([load(pair)])] == [False, True]
+
+
+def test_unfinished_runs_leave_a_claim_untested(tmp_path):
+    write_run(tmp_path / "s" / "rotary", "rotary", 2, SIX, status="running")
+    write_run(tmp_path / "s" / "learned", "learned", 1, SIX)
+    write_claim(tmp_path / "s")
+    assert verdict(tmp_path / "s").verdict == "not tested"
+
+
+def test_a_claim_that_cannot_be_read_is_refused(pair):
+    write_claim(pair, outcome="stepz")
+    with pytest.raises(Refusal, match="unknown outcome of claim claim 0 'stepz': did you mean steps"):
+        judge_all([load(pair)])
+    about = json.loads((pair / "sweep.json").read_text())
+    del about["claims"]["claim 0"]["source"]
+    (pair / "sweep.json").write_text(json.dumps(about))
+    with pytest.raises(Refusal, match=r"sweep.json: claim 'claim 0' lacks one of baseline, outcome"):
+        load(pair)
+
+
+# --- what is unfair -------------------------------------------------------------------------------------------------
+
+
+def only(texts: list[str]) -> str:
+    (text,) = texts
+    return text
+
+
+def test_a_fair_study_has_no_warning(study):
+    assert fairness.warnings([load(study)]) == []
+
+
+def test_arms_with_different_seeds_are_marked(study):
+    shutil.rmtree(study / "causal-softmax" / "learned")
+    write_run(study / "causal-softmax" / "learned", "learned", 1, (3, 4, 5, 6, 7, 8))
+    text = only([each for each in fairness.warnings([load(study)]) if "differ in seeds" in each])
+    assert text.startswith("The arms of study: causal-softmax differ in seeds (learned: [3, 4, 5, 6, 7, 8]; rotary")
+    assert "Only seeds that both arms have are compared" in text
+    assert compare(load(study).settings[0], "rotary")["learned"].speedup.n == 3
+
+
+def test_a_tuning_seed_that_is_compared_is_marked(study, tmp_path):
+    write_run(tmp_path / "grid" / "rotary", "rotary", 1, seeds=(5, 100), rates=(1e-3, 3e-3))
+    text = only(fairness.warnings([load(study), load(tmp_path / "grid")]))
+    assert text.startswith("Seeds 5 chose the learning rates in grid and are compared in study")
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"commit": "d" * 40}, "differ in commit (causal-softmax: cccc"),
+        ({"diff": "d" * 40}, "differ in diff"),
+        (
+            {
+                "data": {
+                    "fingerprint": {"text": "g", "tokenizer": "bytes-1"},
+                    "bytes_per_token": 1.0,
+                    "tokens": {"train": 1},
+                }
+            },
+            "differ in fingerprint.text (causal-softmax: ffff",
+        ),
+    ],
+)
+def test_settings_and_sweeps_that_differ_are_marked(study, tmp_path, change, words):
+    shutil.rmtree(study / "masked-softmax")
+    masked = {"objective": {"name": "masked"}}
+    write_run(study / "masked-softmax" / "rotary", "rotary", 1, SIX, changes=masked, **change)
+    text = only(fairness.warnings([load(study)]))
+    assert text.startswith("The settings of study differ") and words in text
+    write_run(tmp_path / "other" / "rotary", "rotary", 1, (7,), **change)
+    found = fairness.warnings([load(study), load(tmp_path / "other")])
+    assert any(each.startswith("The sweeps differ") for each in found)
+
+
+def test_mixed_tokenizers_are_marked(tmp_path):
+    other = {"fingerprint": {"text": "f" * 64, "tokenizer": "bpe-1"}, "bytes_per_token": 2.0, "tokens": {"train": 1}}
+    write_run(tmp_path / "s" / "rotary", "rotary", 2, data=other)
+    write_run(tmp_path / "s" / "learned", "learned", 2)
+    text = only(fairness.warnings([load(tmp_path / "s")]))
+    assert "differ in fingerprint.tokenizer" in text and "compared in bits per byte" in text

@@ -1,0 +1,164 @@
+"""Arms of one setting against each other: what is compared, to which target, and how often it errs."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rope_lm.analysis import compare, load, sensitivity, table, tune
+from rope_lm.analysis.comparison import contrast
+from rope_lm.analysis.convergence import MARGIN
+from rope_lm.analysis.runs import Run
+from rope_lm.refusal import Refusal
+from tests.analysis.conftest import STEPS, write_run
+
+SIX = (0, 1, 2, 3, 4, 5)
+
+
+def test_settings_are_compared_within_themselves(study):
+    sweep = load(study)
+    assert [each.title for each in sweep.settings] == ["study: causal-softmax", "study: masked-softmax"]
+    causal, masked = (compare(each, "rotary") for each in sweep.settings)
+    assert [arm.name for arm in causal.tested] == ["sinusoidal", "learned"]
+    assert causal["learned"].speedup.verdict == "supported" and masked["learned"].speedup.verdict == "refuted"
+    assert compare(load(study / "causal-softmax"), "rotary")["learned"].speedup == causal["learned"].speedup
+    with pytest.raises(
+        Refusal, match=r"study has settings .causal-softmax, masked-softmax., which are compared within"
+    ):
+        compare(sweep, "rotary")
+
+
+def test_masked_and_causal_losses_are_not_compared(tmp_path):
+    write_run(tmp_path / "s" / "rotary", "rotary", 2)
+    write_run(tmp_path / "s" / "learned", "learned", 1, changes={"objective": {"name": "masked"}})
+    with pytest.raises(Refusal, match=r"different objectives .learned: masked, rotary: causal"):
+        compare(load(tmp_path / "s"), "rotary")
+
+
+def test_across_tokenizers_losses_are_in_bits_per_byte(tmp_path):
+    other = {"fingerprint": {"text": "f" * 64, "tokenizer": "bpe-1"}, "bytes_per_token": 2.0, "tokens": {"train": 1}}
+    write_run(tmp_path / "s" / "rotary", "rotary", 2, data=other)
+    write_run(tmp_path / "s" / "learned", "learned", 2)
+    arms = compare(load(tmp_path / "s"), "rotary")
+    assert arms.unit == "bits per byte"
+    nats = {row["arm"]: row["final_nats"] for row in table(load(tmp_path / "s")) if row["seed"] == 0}
+    finals = {arm.name: arm.run.curves[0].final for arm in arms}
+    assert finals["learned"] == pytest.approx(nats["learned"] / math.log(2))
+    assert finals["rotary"] == pytest.approx(nats["rotary"] / math.log(2) / 2)
+    assert arms["rotary"].final.mean == pytest.approx(arms["rotary"].bits_per_byte)
+    assert arms["learned"].contrast.final.mean > 0, "half the bits a byte, at equal nats a token"
+
+
+def test_a_grid_is_no_comparison(tmp_path):
+    write_run(tmp_path / "g" / "rotary", "rotary", 1, rates=(1e-3, 3e-3))
+    with pytest.raises(Refusal, match="g is a grid of learning rates"):
+        compare(load(tmp_path / "g"), "rotary")
+
+
+def test_the_target_is_the_median_or_what_every_seed_comes_to(tmp_path):
+    """A treatment that ends above the baseline never comes to its median: they are compared at its own worst loss."""
+    write_run(tmp_path / "s" / "rotary", "rotary", 1.0, SIX)
+    write_run(tmp_path / "s" / "learned", "learned", 2.0, SIX)
+    slow = compare(load(tmp_path / "s"), "rotary")["learned"]
+    worst = max(curve.final for curve in compare(load(tmp_path / "s"), "rotary")["rotary"].run.curves)
+    assert slow.speedup.target == worst and slow.speedup.bound == "" and slow.speedup.verdict == "refuted"
+    assert slow.speedup.mean == pytest.approx(0.5, rel=0.03) and slow.contrast.common.steps.mean == slow.speedup.mean
+    fast = compare(load(tmp_path / "s"), "learned")["rotary"]
+    assert fast.speedup.target == pytest.approx(np.median([c.final for c in fast.run.curves]))
+    assert (
+        fast.speedup.bound == "lower" and fast.contrast.common.steps.bound == "" and fast.speedup.verdict == "supported"
+    )
+
+
+def test_arms_that_are_alike_are_equivalent_and_not_merely_open(tmp_path):
+    def loss(step, seed, rate):
+        return 1 + 5 / (1 + 2 * (1 + 0.02 * ((seed + 1) % 3)) * step / 50)
+
+    write_run(tmp_path / "s" / "rotary", "rotary", 2, SIX)
+    write_run(tmp_path / "s" / "learned", "learned", 2, SIX, loss=loss)
+    arm = compare(load(tmp_path / "s"), "rotary")["learned"]
+    assert arm.speedup.verdict == "equivalent"
+    assert arm.speedup.low > 1 / MARGIN and arm.speedup.high < MARGIN and arm.speedup.bound == ""
+
+
+def test_seconds_and_flops_have_ratios_of_their_own(tmp_path):
+    """Rotary takes half the steps, each at half the speed and three times the FLOPs."""
+    write_run(tmp_path / "s" / "learned", "learned", 1, SIX)
+    folder = write_run(tmp_path / "s" / "rotary", "rotary", 2, SIX, flops_per_token=3e6)
+    slow = folder / "metrics.jsonl"
+    slow.write_text("".join(_slower(line, 4) for line in slow.read_text().splitlines()))
+    found = compare(load(tmp_path / "s"), "rotary")["learned"].contrast.costs
+    assert found.seconds.mean == pytest.approx(found.steps.mean / 2)
+    assert found.flops.mean == pytest.approx(found.steps.mean / 3)
+
+
+def _slower(line: str, times: float) -> str:
+    import json
+
+    row = json.loads(line)
+    return json.dumps(row | {"seconds": row["seconds"] * times}) + "\n"
+
+
+def test_the_noise_floor_is_that_of_arms_against_themselves(study):
+    arms = compare(load(study).settings[0], "rotary")
+    # Seeds 3, 4, 5 repeat the speeds of 0, 1, 2: the halves are alike and the floor is nothing.
+    assert arms.floor.pairs == 9 and arms.floor.tested == 3
+    assert arms.floor.low == pytest.approx(1) and arms.floor.high == pytest.approx(1)
+    assert compare(load(study / "causal-softmax"), "rotary").floor.positives == 0
+
+
+def test_the_area_under_the_curve_is_paired(study):
+    arms = compare(load(study).settings[0], "rotary")
+    mine, other = arms["rotary"].run.curves, arms["learned"].run.curves
+    by_hand = np.mean([np.trapezoid(b.nats - a.nats, a.steps) / STEPS for a, b in zip(mine, other, strict=True)])
+    assert arms["learned"].contrast.area.mean == pytest.approx(by_hand) and by_hand > 0
+
+
+def test_a_grid_has_speedups_at_shared_rates_and_at_each_arms_best(tmp_path):
+    """Rotary does best at 3e-3 and learned at 1e-2, where rotary does worse."""
+    rates = (1e-3, 3e-3, 1e-2)
+
+    def loss(speed, best):
+        return lambda step, seed, rate: (
+            1 + 5 / (1 + speed * np.exp(-abs(np.log(rate / best))) * step / 50) + 0.001 * seed
+        )
+
+    write_run(tmp_path / "g" / "rotary", "rotary", 1, (100, 101), rates, loss=loss(2, 3e-3))
+    write_run(tmp_path / "g" / "learned", "learned", 1, (100, 101), rates, loss=loss(2, 1e-2))
+    (found,) = sensitivity(load(tmp_path / "g"), "rotary")
+    assert found.baseline == "learned" and found.rates == list(rates)
+    low, middle, high = (each.mean for each in found.shared)
+    assert low == pytest.approx(3.33, rel=0.05) and middle == pytest.approx(3.33, rel=0.05)
+    assert high == pytest.approx(0.3, rel=0.05) and found.tuned.mean == pytest.approx(1, rel=0.02)
+    assert {tuning.arm: tuning.at_edge for tuning in tune(load(tmp_path / "g"))} == {"learned": True, "rotary": False}
+    assert sensitivity(load(tmp_path / "g"), "alibi") == []
+
+
+def simulated(arm: str, speeds: np.ndarray) -> Run:
+    """A run whose members learn at these speeds, evaluated every 25 steps of 500."""
+    steps = np.arange(0, 501, 25)
+    rows = [
+        {"split": "validation", "member": i, "step": step, "nats": 1 + 5 / (1 + speed * step / 50), "seconds": step}
+        for i, speed in enumerate(speeds.tolist())
+        for step in steps.tolist()
+    ]
+    members = [{"member": i, "seed": i, "rate": 1e-2} for i in range(len(speeds))]
+    config = {"steps": 500, "data": {"batch": 1, "length": 1}}
+    return Run(Path(), arm, config, {"members": members, "flops_per_token": 1.0}, {}, rows, {})
+
+
+@pytest.mark.parametrize("n", [3, 6, 10])
+@pytest.mark.parametrize("ratio", [1.0, 1.3])
+def test_censored_comparisons_err_no_more_often_than_they_say(n, ratio):
+    """200 studies: seeds differ by 10%, arms within a seed by 5%; half of the baselines' seeds are censored. A verdict
+    against the truth, or an interval that lies wholly on the wrong side of it, comes in at most 5% of them."""
+    random, wrong, missed = np.random.default_rng([n, int(10 * ratio)]), [], []
+    for _ in range(200):
+        seeds = random.normal(0, 0.1, n)
+        baseline = simulated("a", np.exp(seeds + random.normal(0, 0.05, n)))
+        found = contrast(baseline, simulated("b", ratio * np.exp(seeds + random.normal(0, 0.05, n)))).steps
+        wrong.append(found.verdict == "refuted" if ratio > 1 else found.verdict in ("supported", "refuted"))
+        missed.append(found.low > ratio * 1.01)  # interpolating between evaluations is good to a hundredth
+    error = 3 * math.sqrt(0.05 * 0.95 / 200)
+    assert np.mean(wrong) < 0.05 + error and np.mean(missed) < 0.025 + error

@@ -1,0 +1,123 @@
+"""A sweep of settings: what its arms are, what it says before it starts, what it keeps of its claims."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from configs import studies
+from rope_lm import launch
+from rope_lm.refusal import Refusal
+from scripts import entry
+from tests.test_scripts import ROOT, SMALL, call
+
+STUDIES = sorted(studies.STUDIES)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_arms_of_a_setting_differ_in_encoding_and_rate_alone(name):
+    alike: dict[str, list] = {}
+    for arm, config in launch.expand(entry.plain(studies.get_config(name)), None).items():
+        config["model"] = {key: value for key, value in config["model"].items() if key != "position"}
+        config["optimizer"] = {key: value for key, value in config["optimizer"].items() if key != "rate"}
+        alike.setdefault(launch.setting(arm), []).append(config)
+    assert len(alike) >= 3 and all(len(configs) >= 3 for configs in alike.values())
+    assert all(config == configs[0] for configs in alike.values() for config in configs)
+    assert len({json.dumps(configs[0], sort_keys=True) for configs in alike.values()}) == len(alike)
+
+
+def test_the_grid_is_of_the_same_arms_on_other_seeds():
+    compared, tuned = (entry.plain(studies.get_config(name)) for name in ("replication", "tuned"))
+    assert compared["arms"].keys() == tuned["arms"].keys()
+    assert not set(compared["base"].pop("seeds")) & set(tuned["base"].pop("seeds"))
+    assert compared["base"] == tuned["base"]
+    for name, arm in tuned["arms"].items():
+        (rate,) = compared["arms"][name]["optimizer"]["rate"]
+        assert rate in arm["optimizer"]["rate"] == studies.RATES[launch.setting(name)], name
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_claims_are_of_arms_that_are_there(name):
+    study = entry.plain(studies.get_config(name))
+    for claim in study["claims"].values():
+        for side in ("treatment", "baseline"):
+            assert f"{claim['setting']}/{claim[side]}" in study["arms"], claim
+        assert claim["outcome"] in ("steps", "seconds", "flops", "final") and claim["relation"] in ("above", "within")
+    assert name == "tuned" or study["claims"], "a study without a claim"
+
+
+def test_only_names_settings_and_arms_of_settings():
+    study = entry.plain(studies.get_config("replication"))
+    assert {launch.setting(name) for name in launch.expand(study, ["masked-softmax"])} == {"masked-softmax"}
+    assert list(launch.expand(study, ["causal-softmax/rotary"])) == ["causal-softmax/rotary"]
+    everywhere = launch.expand(study, ["rotary"])
+    assert len(everywhere) == 4 and {name.rpartition("/")[2] for name in everywhere} == {"rotary"}
+    with pytest.raises(Refusal, match="unknown arm in --only 'masked-sofmax': did you mean masked-softmax"):
+        launch.expand(study, ["masked-sofmax"])
+
+
+def test_an_objective_replaces_another_whole_and_other_sections_key_by_key():
+    sweep = {
+        "base": {
+            "objective": {"name": "causal"},
+            "model": {"width": 8, "attention": {"name": "softmax", "kernel": "auto"}},
+        },
+        "arms": {"s/a": {"objective": {"name": "masked", "rate": 0.15}, "model": {"attention": {"name": "performer"}}}},
+        "claims": {},
+    }
+    expected = {
+        "objective": {"name": "masked", "rate": 0.15},
+        "model": {"width": 8, "attention": {"name": "performer"}},
+    }
+    assert launch.expand(sweep, None) == {"s/a": expected}
+    assert sweep["base"]["objective"] == {"name": "causal"}, "the base stays as it is"
+
+
+def test_a_claim_keeps_the_time_at_which_it_was_first_seen(tmp_path):
+    def claims() -> dict:
+        return json.loads((tmp_path / "sweep.json").read_text())["claims"]
+
+    assert launch.sweep({}, {"a": {"threshold": 1.0}, "b": {"threshold": 1.0}}, tmp_path) == 0
+    assert all(claim["since"].endswith("+00:00") for claim in claims().values())
+    about = json.loads((tmp_path / "sweep.json").read_text())
+    for claim in about["claims"].values():
+        claim["since"] = "2020-01-01T00:00:00+00:00"
+    (tmp_path / "sweep.json").write_text(json.dumps(about))
+    launch.sweep({}, {"a": {"threshold": 1.0}, "b": {"threshold": 1.3}, "c": {"threshold": 1.0}}, tmp_path)
+    assert claims()["a"]["since"] == "2020-01-01T00:00:00+00:00"
+    assert claims()["b"]["threshold"] == 1.3 and claims()["b"]["since"] > "2026", "a changed claim is a new one"
+    assert claims()["c"]["since"] > "2026"
+
+
+def test_a_study_trains_its_settings_and_says_before_how_long_it_takes(text, cache, tmp_path):
+    flags = [*SMALL, f"--config.base.data.name=text:{text}", f"--config.base.data.cache={cache}"]
+    words = ["scripts.sweep", f"--workdir={tmp_path / 's'}", "--config=configs/studies.py:replication", *flags]
+    arms = ["causal-softmax/rotary", "causal-softmax/none", "masked-performer/rotary"]
+    done = call(*words, f"--only={','.join(arms)}")
+    assert done.returncode == 0, done.stderr
+    before, _, _ = done.stderr.partition("[1/3]")
+    assert "causal-softmax" in before and "masked-performer" in before and "training left, by a step" in before
+    about = json.loads((tmp_path / "s" / "sweep.json").read_text())
+    assert about["seconds_per_step"].keys() == {"causal-softmax", "masked-performer"}
+    assert all(each["seconds"] > 0 for each in about["seconds_per_step"].values()), about
+    assert len(about["claims"]) == len(studies.CLAIMS["replication"])
+    for arm in arms:
+        assert json.loads((tmp_path / "s" / arm / "status.json").read_text())["status"] == "finished"
+        assert (tmp_path / "s" / "plan" / f"{arm}.json").exists()
+    again = call(*words, f"--only={','.join(arms)}")
+    assert again.returncode == 0 and "3 arms, about 0 s of training left" in again.stderr
+    assert json.loads((tmp_path / "s" / "sweep.json").read_text())["claims"] == about["claims"]
+    report = call("scripts.report", tmp_path / "s", f"--out={tmp_path / 'r'}")
+    assert report.returncode == 0, report.stderr
+    summary = json.loads((tmp_path / "r" / "summary.json").read_text())
+    assert {each["setting"] for each in summary["settings"]} == {"causal-softmax", "masked-performer"}
+    assert not [text for text in summary["warnings"] if "finished" not in text], summary["warnings"]
+    assert [each["late"] for each in summary["claims"]] == [False] * len(about["claims"])
+
+
+def test_time_prints_the_seconds_of_a_step_and_keeps_nothing(text, cache, tmp_path):
+    small = [flag.replace("config.base", "config") for flag in SMALL]
+    flags = [*small, f"--config.data.name=text:{text}", f"--config.data.cache={cache}"]
+    done = call("scripts.train", "--config=configs/lm.py", "--time", f"--workdir={tmp_path / 'w'}", *flags)
+    assert done.returncode == 0, done.stderr
+    assert 0 < float(done.stdout) < 60 and not Path(tmp_path / "w").exists() and ROOT.exists()
