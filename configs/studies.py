@@ -37,11 +37,11 @@ TUNED = {
         "rotary": 1.2e-2,
     },
     "causal-performer": {
-        "none": 1.2e-2,
-        "learned": 1.2e-2,
+        "none": 6e-3,
+        "learned": 2.4e-2,
         "sinusoidal": 1.2e-2,
         "rotary": 1.2e-2,  # before the feature map, as the code that RoFormer cites
-        "rotary_features": 1.2e-2,  # after it, as RoFormer's Eq. 19
+        "rotary_features": 6e-3,  # after it, as RoFormer's Eq. 19
         "rotary_sinusoidal": 1.2e-2,  # before it, with sinusoids added: what that code ran
     },
     "masked-softmax": {
