@@ -51,11 +51,11 @@ TUNED = {
         "rotary": 1.2e-2,
     },
     "masked-performer": {
-        "none": 1.2e-2,
-        "learned": 1.2e-2,
-        "sinusoidal": 1.2e-2,
-        "rotary": 1.2e-2,
-        "rotary_features": 1.2e-2,
+        "none": 3e-3,
+        "learned": 6e-3,
+        "sinusoidal": 6e-3,
+        "rotary": 6e-3,
+        "rotary_features": 3e-3,
     },
 }
 # Width and layers; heads of 16. 0.04, 0.13, 0.38 and 0.85 million parameters on bytes.
