@@ -2,16 +2,24 @@
 
 python -m scripts.train --workdir=runs/a --config=configs/lm.py:position=rotary,data=stdlib,scale=tiny
 
-The string picks the shape (position, data, scale, objective, attention), flags fill in numbers: --config.steps=500
+The string picks the shape (position, data, scale, objective, attention, block), flags fill in numbers:
+--config.steps=500
 """
 
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs.presets import ATTENTIONS, OBJECTIVES, POSITIONS, SCALES, parse, pick
+from configs.presets import ATTENTIONS, BLOCKS, OBJECTIVES, POSITIONS, SCALES, parse, pick
 
-DEFAULTS = {"position": "rotary", "data": "stdlib", "scale": "nano", "objective": "causal", "attention": "softmax"}
+DEFAULTS = {
+    "position": "rotary",
+    "data": "stdlib",
+    "scale": "nano",
+    "objective": "causal",
+    "attention": "softmax",
+    "block": "ours",
+}
 
 
 def named(what: str, name: str, table: dict[str, Any]) -> dict[str, Any]:
@@ -25,6 +33,12 @@ def position(name: str, data: ConfigDict) -> dict[str, Any]:
     return row | {key: data.get_ref("length") for key in ("limit", "trained") if key in row}
 
 
+def hidden(width: Any, mlp: str) -> Any:
+    """Four times the width; two thirds of that, in whole eights, for an MLP of three matrices instead of two, which
+    then has as many parameters (arXiv 2002.05202, section 3)."""
+    return width * 8 // 3 // 8 * 8 if mlp == "swiglu" else width * 4
+
+
 def get_config(text: str = "") -> ConfigDict:
     """The config that `position=...,data=...,scale=...` names. Every value is here, none is hidden in the library."""
     chosen = parse(text, DEFAULTS)
@@ -34,10 +48,10 @@ def get_config(text: str = "") -> ConfigDict:
     config.seeds = (0,)  # a member of the ensemble for each seed (initialisation and data order) and each peak rate
     config.data = ConfigDict(
         {
-            "name": chosen["data"],  # stdlib, text:PATH (a file, a folder or a .zip), tfds:NAME
+            "name": chosen["data"],  # stdlib, enwik8, text:PATH (a file, a folder or a .zip), tfds:NAME, probe:NAME
             "split": "",  # tfds only: a split expression that is divided 90/5/5; "" is the dataset's own splits
             "field": "",  # tfds only: the feature that is text; "" is the only one
-            "tokenizer": "bytes",
+            "tokenizer": "bytes",  # bytes, bpe:SIZE (trained on the text), sentencepiece:PATH (a .model file)
             "length": scale["data"]["length"],  # tokens
             "batch": scale["data"]["batch"],  # rows a step, of each member
             "validation": 128,  # rows, the same for every arm and seed
@@ -56,9 +70,11 @@ def get_config(text: str = "") -> ConfigDict:
             "dtype": scale["model"]["dtype"],  # of the activations; parameters, logits and softmax are float32
             "remat": "products",  # what the backward pass finds: none (everything), products, full (layer inputs only)
             "attention": named("attention", chosen["attention"], ATTENTIONS),
+            "block": dict(pick("block", chosen["block"], BLOCKS)),
         }
     )
-    config.model.hidden = config.model.get_ref("width") * 4  # follows the width, unless it is set itself
+    # Follows the width, unless it is set itself.
+    config.model.hidden = hidden(config.model.get_ref("width"), config.model.block.mlp)
     config.optimizer = ConfigDict(
         {
             "rate": (3e-3,),  # peak; several make an ensemble

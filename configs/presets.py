@@ -46,6 +46,43 @@ ATTENTIONS: dict[str, dict[str, Any]] = {
     "performer": {"features": 64, "redraw": 1000, "block": 64},  # random features of a head; steps; tokens
 }
 
+# What the layers are made of: the keyword arguments of rope_lm.block.Style, as in the models that they are named for.
+BLOCKS: dict[str, dict[str, Any]] = {
+    "ours": {
+        "norm": "rms",  # rms, layer
+        "epsilon": 1e-6,
+        "mlp": "gelu",  # gelu (by tanh), gelu_exact, swiglu
+        "biases": False,  # on linear maps and on layer norms
+        "residual": "pre",  # where the norms stand: pre, parallel (attention beside the MLP), post
+        "transform": False,  # a linear map, activation and norm before the logits, and a bias on them
+    },
+    "llama": {
+        "norm": "rms",
+        "epsilon": 1e-6,
+        "mlp": "swiglu",
+        "biases": False,
+        "residual": "pre",
+        "transform": False,
+    },
+    "gpt2": {"norm": "layer", "epsilon": 1e-5, "mlp": "gelu", "biases": True, "residual": "pre", "transform": False},
+    "neox": {
+        "norm": "layer",
+        "epsilon": 1e-5,
+        "mlp": "gelu_exact",
+        "biases": True,
+        "residual": "parallel",
+        "transform": False,
+    },
+    "bert": {
+        "norm": "layer",
+        "epsilon": 1e-12,
+        "mlp": "gelu_exact",
+        "biases": True,
+        "residual": "post",
+        "transform": True,
+    },
+}
+
 # Model and batch shapes. nano is the quick ablation's; tiny is the benchmark's; gpt2 is GPT-2 small.
 SCALES: dict[str, dict[str, dict[str, Any]]] = {
     "nano": {"model": {"width": 64, "heads": 4, "layers": 2, "dtype": "float32"}, "data": {"length": 128, "batch": 16}},

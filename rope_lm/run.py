@@ -110,7 +110,7 @@ def plan(config: Mapping[str, Any]) -> Plan:
     training.make(*sections, vocabulary=2, length=section["length"], batch=section["batch"], **build)
     text = data.make(**section)
     program = training.make(*sections, vocabulary=text.vocabulary, length=text.length, batch=text.batch, **build)
-    sizes = {key: model[key] for key in ("width", "heads", "layers", "hidden", "attention")}
+    sizes = {key: model[key] for key in ("width", "heads", "layers", "hidden", "attention", "block")}
     counted = {"causal": program.objective.causal, "vocabulary": program.objective.vocabulary, "length": text.length}
     count = lambda tree: sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(tree))  # noqa: E731
     made = Plan(
@@ -216,6 +216,7 @@ def train(
             return status
         step = 0
         try:
+            planned.data.coder.save(record.workdir)
             with _signals() as stop, Checkpoints(record.workdir / "checkpoints", keep=2) as checkpoints:
                 loop = Loop(planned, record, checkpoints, stop)
                 try:

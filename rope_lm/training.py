@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, UInt
 
 from rope_lm import attention, objective, optimizer, sharding
+from rope_lm.block import Style
 from rope_lm.objective import Objective
 from rope_lm.refusal import Refusal
 from rope_lm.settings import bind
@@ -231,9 +232,10 @@ def memory(
     keep for the backward pass (the results of their products, or their inputs alone with remat="full") and what one
     layer works on; and the logits with what is computed from them, in float32. A test holds it against XLA's account.
     """
+    width, inner = model["width"], Style(**model["block"]).inner(model["hidden"])
     # Of one layer, with all that lies between its products.
-    whole = 16 * model["width"] + 4 * model["hidden"] + attention.make(model["attention"]).floats(model["heads"])
-    kept = {"none": whole, "products": 7 * model["width"] + model["hidden"], "full": model["width"]}[model["remat"]]
+    whole = 16 * width + 4 * inner + attention.make(model["attention"]).floats(model["heads"])
+    kept = {"none": whole, "products": 7 * width + inner, "full": width}[model["remat"]]
     layers = jnp.dtype(model["dtype"]).itemsize * (model["layers"] * kept + whole)
     states = members * 4 * 4 * parameters // (mesh["fsdp"] * mesh["tensor"])
     return states + together * tokens * (layers + 4 * 3 * vocabulary) // (mesh["data"] * mesh["fsdp"])

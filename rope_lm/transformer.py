@@ -1,4 +1,4 @@
-"""The model: a pre-norm decoder-only transformer whose only free part is the positional encoding."""
+"""The model: a transformer whose encoding, attention and layers are each chosen by a section of the config."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from rope_lm import attention as attentions
 from rope_lm import positional
+from rope_lm.block import RESIDUALS, Block, Linear, Style, Transform
 from rope_lm.positions import Positions, contiguous
 from rope_lm.refusal import Refusal, unknown
+from rope_lm.settings import bind
 
 
 class Cache(NamedTuple):
@@ -32,12 +33,6 @@ class Cache(NamedTuple):
         return Cache(older(self.k, 2), older(self.v, 2), Positions(index, segment), self.used - count)
 
 
-# Queries, keys and values of a layer -> what its queries gather, and what is kept of the layer for the cache.
-Attend = Callable[
-    [Float[Array, "B T N H"], Float[Array, "B T N H"], Float[Array, "B T N H"]], tuple[Float[Array, "B T N H"], Any]
-]
-
-
 def _keeping(names: tuple[str, ...]) -> Callable[[Callable], Callable]:
     policy = jax.checkpoint_policies.save_only_these_names(*names)
     return lambda body: jax.checkpoint(body, policy=policy, prevent_cse=False)
@@ -51,57 +46,6 @@ REMAT: dict[str, Callable[[Callable], Callable]] = {
     "products": _keeping(("product",)),
     "full": _keeping(()),
 }
-
-
-class Linear(nnx.Module):
-    """y = x w, without a bias. Initial values are normal with variance `gain`^2 / D."""
-
-    def __init__(self, size: tuple[int, int], axes: tuple[str, str], gain: float, dtype: jnp.dtype, rngs: nnx.Rngs):
-        std = gain / math.sqrt(size[0])
-        self.weight = nnx.Param(std * jax.random.normal(rngs.params(), size), axes=axes, decays=True)
-        self.dtype = dtype
-
-    def __call__(self, x: Float[Array, "R D"]) -> Float[Array, "R F"]:
-        return checkpoint_name(x @ self.weight[...].astype(self.dtype), "product")
-
-
-class RMSNorm(nnx.Module):
-    """x / rms(x) * scale, computed in float32 (arXiv 1910.07467)."""
-
-    def __init__(self, width: int):
-        self.scale = nnx.Param(jnp.ones(width), axes=("width",), decays=False)
-
-    def __call__(self, x: Float[Array, "R D"]) -> Float[Array, "R D"]:
-        x32 = x.astype(jnp.float32)
-        inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + 1e-6)
-        return (x32 * inverse * self.scale[...]).astype(x.dtype)
-
-
-class Block(nnx.Module):
-    """Attention, then an MLP with GELU, each on the normalised stream and added to it."""
-
-    def __init__(self, width: int, heads: int, hidden: int, layers: int, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.heads = heads
-        residual = 1 / math.sqrt(
-            2 * layers
-        )  # keeps the variance of the stream at the depth's end near that of its start
-        self.attention_norm = RMSNorm(width)
-        # One product for q, k and v, heads outermost: a mesh that splits the heads then splits no head.
-        self.qkv = Linear((width, 3 * width), ("width", "heads"), 1.0, dtype, rngs)
-        self.out = Linear((width, width), ("heads", "width"), residual, dtype, rngs)
-        self.mlp_norm = RMSNorm(width)
-        self.up = Linear((width, hidden), ("width", "hidden"), 1.0, dtype, rngs)
-        self.down = Linear((hidden, width), ("hidden", "width"), residual, dtype, rngs)
-
-    def __call__(self, x: Float[Array, "R D"], batch: int, attend: Attend) -> tuple[Float[Array, "R D"], Any]:
-        """x [B*T D] after the block, and what `attend` keeps."""
-        rows, width = x.shape
-        qkv = self.qkv(self.attention_norm(x)).reshape(batch, rows // batch, self.heads, 3, width // self.heads)
-        q, k, v = (x.squeeze(3) for x in jnp.split(qkv, 3, axis=3))  # the gradient of a split is one concatenation
-        attended, kept = attend(q, k, v)
-        x = x + self.out(checkpoint_name(attended.reshape(rows, width), "product"))
-        x = x + self.down(jax.nn.gelu(self.up(self.mlp_norm(x))))
-        return x, kept
 
 
 class Drawn(nnx.Variable):
@@ -127,6 +71,7 @@ class Transformer(nnx.Module):
         dtype: str,
         remat: str,
         attention: Mapping[str, Any],
+        block: Mapping[str, Any],
         *,
         causal: bool,
         vocabulary: int,
@@ -137,6 +82,7 @@ class Transformer(nnx.Module):
         `features` for what attention draws. Raises Refusal for sizes that do not go together, and for an encoding and
         an attention that do not."""
         check(width, heads, layers, hidden, embedding_scale, dtype, remat)
+        style = Style(**bind(Style, block, "model.block", {}))
         self.dtype = jnp.dtype(dtype)
         self.layers, self.heads, self.width = layers, heads, width
         self.embedding_scale, self.remat, self.causal = embedding_scale, remat, causal
@@ -155,11 +101,12 @@ class Transformer(nnx.Module):
         @nnx.split_rngs(splits=layers)
         @nnx.vmap
         def stack(rngs: nnx.Rngs) -> Block:
-            return Block(width, heads, hidden, layers, self.dtype, rngs)
+            return Block(width, heads, hidden, layers, style, self.dtype, rngs)
 
         self.blocks = stack(rngs)
-        self.norm = RMSNorm(width)
+        self.norm, self.norm_first = style.make_norm(width), RESIDUALS[style.residual].norm_first
         self.head = None if tied else Linear((width, vocabulary), ("width", "vocabulary"), 1.0, self.dtype, rngs)
+        self.transform = Transform(width, vocabulary, style, self.dtype, rngs) if style.transform else None
 
     def __call__(
         self, tokens: Int[Array, "B T"], positions: Positions | None = None, cache: Cache | None = None
@@ -168,40 +115,51 @@ class Transformer(nnx.Module):
 
         Without `positions` the rows are contiguous pieces of text, and attention needs no mask.
         """
-        batch, length = tokens.shape
-        plain = positions is None
-        positions = contiguous(length) if positions is None else positions
-        x = self.embedding[...].astype(self.dtype)[tokens]
-        x = self.position.embed(x, positions).reshape(batch * length, self.width)
-        seen = positions if cache is None else _append(cache, positions, batch)
-        bias = self.position.bias(positions, seen)
-        graph, blocks = nnx.split(self.blocks)
-
-        def body(x, layer):
-            number, block, stored, drawn = layer
-            attend = lambda q, k, v: self._attend(q, k, v, positions, seen, bias, plain, number, drawn, stored)  # noqa: E731
-            return nnx.merge(graph, block)(x, batch, attend)
-
-        stored = None
-        if cache is not None:
-            stored = cache.k, cache.v, jnp.broadcast_to(cache.used, self.layers)
-        drawn = None if self.drawn is None else self.drawn[...]
-        x, kept = jax.lax.scan(REMAT[self.remat](body), x, (jnp.arange(self.layers), blocks, stored, drawn))
-        x = self.norm(x)
+        x, seen, kept = self.stream(tokens, positions, cache, self.attend)
+        x = x if self.transform is None else self.transform(x)
         if self.head is None:
             # The table's rows have `embedding_scale` variance, a head's should have 1/D.
             x = x * (1 / (self.embedding_scale * math.sqrt(self.width)))
             logits = x @ self.embedding[...].astype(self.dtype).T
         else:
             logits = self.head(x)
-        cache = None if cache is None else Cache(*kept, seen, cache.used + length)
-        return logits.astype(jnp.float32).reshape(batch, length, -1), cache
+        if self.transform is not None:
+            logits = logits + self.transform.bias[...].astype(self.dtype)
+        cache = None if cache is None else Cache(*kept, seen, cache.used + tokens.shape[1])
+        return logits.astype(jnp.float32).reshape(*tokens.shape, -1), cache
 
-    def _attend(
+    def stream(
+        self, tokens: Int[Array, "B T"], positions: Positions | None, cache: Cache | None, attend: Callable
+    ) -> tuple[Float[Array, "R D"], Positions, Any]:
+        """The stream after the last layer, where the keys stood, and what `attend` (as the method) kept of each
+        layer."""
+        batch, length = tokens.shape
+        plain = positions is None
+        positions = contiguous(length) if positions is None else positions
+        x = self.embedding[...].astype(self.dtype)[tokens]
+        x = self.position.embed(x, positions).reshape(batch * length, self.width)
+        x = self.norm(x) if self.norm_first else x
+        seen = positions if cache is None else _append(cache, positions, batch)
+        bias = self.position.bias(positions, seen)
+        graph, blocks = nnx.split(self.blocks)
+
+        def body(x, layer):
+            number, block, stored, drawn = layer
+            rest = positions, seen, bias, plain, number, drawn, stored
+            return nnx.merge(graph, block)(x, batch, lambda q, k, v: attend(q, k, v, *rest))
+
+        stored = None
+        if cache is not None:
+            stored = cache.k, cache.v, jnp.broadcast_to(cache.used, self.layers)
+        drawn = None if self.drawn is None else self.drawn[...]
+        x, kept = jax.lax.scan(REMAT[self.remat](body), x, (jnp.arange(self.layers), blocks, stored, drawn))
+        return x if self.norm_first else self.norm(x), seen, kept
+
+    def attend(
         self,
         q: Float[Array, "B T N H"],
         k: Float[Array, "B T N H"],
-        v: Float[Array, "B T N H"],
+        v: Float[Array, "B T N E"],
         positions: Positions,
         seen: Positions,
         bias: Float[Array, "#B N T S"] | None,
@@ -209,7 +167,7 @@ class Transformer(nnx.Module):
         layer: Int[Array, ""],
         drawn: Float[Array, "F H"] | None,
         stored: tuple[Float[Array, "B S N H"], Float[Array, "B S N H"], Int[Array, ""]] | None,
-    ) -> tuple[Float[Array, "B T N H"], tuple[Float[Array, "B S N H"], Float[Array, "B S N H"]] | None]:
+    ) -> tuple[Float[Array, "B T N E"], tuple[Float[Array, "B S N H"], Float[Array, "B S N H"]] | None]:
         """Attention of one layer, with what position does to it; and the raw keys and values that the queries saw,
         where some are `stored`."""
         if stored is not None:
@@ -267,6 +225,7 @@ def flops_per_token(
     layers: int,
     hidden: int,
     attention: Mapping[str, Any],
+    block: Mapping[str, Any],
     *,
     causal: bool,
     vocabulary: int,
@@ -279,5 +238,6 @@ def flops_per_token(
     over (length + 1) / 2 keys on average. Norms, softmax and what is computed again for the backward pass are not
     counted.
     """
-    weights = layers * (4 * width * width + 2 * width * hidden) + width * vocabulary
+    style = Style(**block)
+    weights = layers * style.weights(width, hidden) + style.transform * width * width + width * vocabulary
     return 3 * 2 * (weights + layers * attentions.make(attention).flops(width, heads, length, causal))

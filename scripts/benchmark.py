@@ -139,7 +139,8 @@ def _machine() -> dict[str, object]:
 def _table(scale: str, rows: list[dict], peak: float) -> Table:
     shape = ", ".join(f"{key} {value}" for key, value in rows[0]["shape"].items())
     table = Table(
-        "encoding", "kernel", "compile s", "step ms", "tokens/s", "of peak", "over none", "MB", "prefill ms", "token ms",
+        "encoding", "kernel", "compile s", "step ms", "tokens/s", "of peak", "over none", "MB",
+        "prefill ms", "token ms",
         title=f"{scale}: {shape}; matmul peak {peak / 1e9:,.0f} GFLOP/s",
     )  # fmt: skip
     for row in rows:

@@ -1,9 +1,13 @@
-"""Print the table of encodings that README.md shows: what is proved of each, what it costs, what it learned."""
+"""Print the table of encodings that README.md shows: what is proved of each, what it costs, what it learned; and draw
+what each does to a score as its two tokens move apart."""
 
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from rope_lm.positional.rotary import frequencies, upper_bound
 from rope_lm.refusal import Refusal
 from scripts import entry
 
@@ -11,9 +15,11 @@ ROOT = Path(__file__).parents[1]
 EXAMPLES = """examples:
   python -m scripts.encodings
   python -m scripts.encodings --report=report/summary.json --benchmark=bench/benchmark.json
+  python -m scripts.encodings --out=results/encodings        decay.svg and decay.png besides
 
 Shift-invariance is measured here: logits of a small random model when all positions are shifted by 1,000 tokens.
 exit status: 0, or 2 for a mistake in the command."""
+HEAD = 64  # size of a head in the figure
 HEADS = ("encoding", "held against", "shift-invariant", "its parameters", "step over none", "final nats", "read at 4x")
 
 
@@ -23,6 +29,7 @@ def main() -> int:
         "--report", default=str(ROOT / "results/encodings/summary.json"), help="summary.json of a report"
     )
     parser.add_argument("--benchmark", default=str(ROOT / "results/benchmark/benchmark.json"), help="its JSON")
+    parser.add_argument("--out", type=Path, help="a folder for the figure of decay (nothing is drawn)")
     arguments = parser.parse_args()
     arms = {arm["encoding"]: arm for arm in _read(arguments.report, "arms")}
     speeds = {row["encoding"]: row for row in _read(arguments.benchmark, "rows") if row["scale"] == "tiny"}
@@ -44,7 +51,70 @@ def main() -> int:
             _longer(arm["beyond"]) if arm else "",
         ]
         print("| " + " | ".join(cells) + " |")
+    if arguments.out:
+        _draw(arguments.out)
     return 0
+
+
+def _draw(out: Path) -> None:
+    from rope_lm.analysis import figures
+    from rope_lm.positional import ENCODINGS
+
+    distances = np.unique(np.geomspace(1, 1024, 120).round().astype(int)) - 1
+    kept, added = {}, {}
+    for name, cls in ENCODINGS.items():
+        if cls.turns_features() or cls.score is not ENCODINGS["none"].score:
+            continue  # what these do hangs on the tokens
+        made = _made(name)
+        if cls.rotate is not ENCODINGS["none"].rotate:
+            kept[name] = _kept(made, distances)
+        elif cls.bias is not ENCODINGS["none"].bias and name != "relative_bias":  # which knows nothing before training
+            added[name] = _added(made, distances)
+    bound = upper_bound(frequencies(HEAD, 10_000.0), distances)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        figures.save(figures.decay(distances, kept, bound / bound[0], added), out / "decay")
+    except OSError as error:
+        raise Refusal(f"--out={str(out)!r} cannot be written ({error.strerror}): choose another folder") from error
+
+
+def _made(name: str) -> Any:
+    """An encoding with its config row, for one layer of eight heads of 64."""
+    from flax import nnx
+
+    from configs.presets import POSITIONS
+    from rope_lm import positional
+
+    row = {"name": name, **POSITIONS[name]} | {key: 1024 for key in ("limit", "trained") if key in POSITIONS[name]}
+    row |= {"bases": POSITIONS[name]["bases"][:1]} if "bases" in row else {}
+    shape = positional.Shape(8 * HEAD, 8, HEAD, layers=1, causal=True)
+    return positional.make(row, shape=shape, rngs=nnx.Rngs(0, position=1))
+
+
+def _kept(made: Any, distances: np.ndarray) -> np.ndarray:
+    """The share that is left of the score of a vector with itself, on average over vectors: a key at index 0, queries
+    further and further from it."""
+    import jax.numpy as jnp
+
+    from rope_lm.positions import Positions
+
+    at = lambda index: Positions(jnp.asarray(index)[None], jnp.ones((1, len(index)), jnp.int32))  # noqa: E731
+    basis = jnp.eye(HEAD)[None, None]  # its mean over unit vectors is that over all directions
+    left = []
+    for distance in distances:
+        q, k = made.rotate(basis, basis, at([int(distance)]), at([0]), jnp.int32(0))
+        left.append(float((q * k).sum(-1).mean()))
+    return np.array(left) / left[0]
+
+
+def _added(made: Any, distances: np.ndarray) -> np.ndarray:
+    """What is added to a logit, less what is added at distance 0, by head [N, distances]: the last query of a text."""
+    from rope_lm.positions import contiguous
+
+    where = contiguous(int(distances.max()) + 1)
+    last = where._replace(index=where.index[:, -1:], segment=where.segment[:, -1:])
+    bias = np.asarray(made.bias(last, where))[0, :, 0, ::-1][:, distances]
+    return bias - bias[:, :1]
 
 
 def _read(path: str, key: str) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 import jax
 from flax import nnx
 
-from configs.presets import POSITIONS
+from configs.presets import BLOCKS, POSITIONS
 from rope_lm.transformer import Transformer
 
 LENGTH, VOCABULARY = 32, 17
@@ -35,6 +35,7 @@ def section(name: str, **changes: object) -> dict:
         "dtype": "float32",
         "remat": "products",
         "attention": attention(name),
+        "block": BLOCKS["ours"],
     } | changes
 
 

@@ -18,12 +18,13 @@ FLOORS = [
     ["settings", "positions"],
     ["positional"],
     ["data", "attention", "objective", "optimizer", "sharding"],
+    ["block"],
     ["transformer"],
     ["training", "journal"],
     ["checkpoint", "progress"],
     ["run"],
-    ["launch", "analysis", "benchmark", "verification", "trained"],
-    ["generate", "extrapolation"],
+    ["launch", "analysis", "benchmark", "verification", "trained", "interop"],
+    ["generate", "extrapolation", "probing", "distance"],
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -15,15 +15,16 @@ MIXTURES = [(1, 8, 1, 1), (1, 1, 8, 1), (1, 1, 1, 4), (2, 4, 1, 1), (2, 2, 2, 1)
 CODE = """
 import sys, json, jax, numpy as np
 sys.path.insert(0, ".")
+from configs.presets import BLOCKS
 from rope_lm import sharding, training
 from tests.models import section, VOCABULARY, LENGTH
 from tests.test_training import CAUSAL, OPTIMIZER
-name, meshes = sys.argv[1], json.loads(sys.argv[2])
+name, meshes, block = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
 out = {}
 for sizes in meshes:
     mesh = sharding.make(*sizes)
-    made = training.make(section(name), OPTIMIZER | {"rate": (3e-3,)}, CAUSAL, vocabulary=VOCABULARY, steps=20,
-                         members=2, batch=8, length=LENGTH, mesh=mesh)
+    made = training.make(section(name, block=BLOCKS[block]), OPTIMIZER | {"rate": (3e-3,)}, CAUSAL,
+                         vocabulary=VOCABULARY, steps=20, members=2, batch=8, length=LENGTH, mesh=mesh)
     state = made.init(np.array([0, 1], np.uint32), np.full(2, 3e-3, np.float32))
     rng = np.random.default_rng(0)
     losses = []
@@ -45,12 +46,21 @@ FEW = ("none", "learned", "relative_bias", "rotary")  # the others are held to i
     "name", [name if name in FEW else pytest.param(name, marks=pytest.mark.long) for name in positional.ENCODINGS]
 )
 def test_eight_devices_compute_what_one_does(name):
+    some = [(2, 2, 2, 1), (1, 2, 2, 2)] if name in FEW else [(2, 1, 2, 2)]
+    compute_what_one_does(name, "ours", MIXTURES if name in ("rotary", "relative_bias") else some)
+
+
+@pytest.mark.parametrize("block", ["llama", pytest.param("neox", marks=pytest.mark.long), "bert"])
+def test_eight_devices_compute_what_one_does_with_other_blocks(block):
+    compute_what_one_does("rotary", block, [(1, 2, 2, 2)])
+
+
+def compute_what_one_does(name: str, block: str, some: list[tuple[int, ...]]) -> None:
     """Losses of 20 float32 steps within 1e-5, and the parameters of a layer really are split."""
     env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    some = [(2, 2, 2, 1), (1, 2, 2, 2)] if name in FEW else [(2, 1, 2, 2)]
-    meshes = [(1, 1, 1, 1), *(MIXTURES if name in ("rotary", "relative_bias") else some)]
+    meshes = json.dumps([(1, 1, 1, 1), *some])
     done = subprocess.run(
-        [sys.executable, "-c", CODE, name, json.dumps(meshes)], env=env, capture_output=True, text=True, check=False
+        [sys.executable, "-c", CODE, name, meshes, block], env=env, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])

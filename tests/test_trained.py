@@ -10,13 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from configs import lm
-from rope_lm import extrapolation, journal, run, trained
+from rope_lm import distance, extrapolation, journal, run, trained
 from rope_lm.data import Data
 from rope_lm.generate import generate, pick
+from rope_lm.positions import contiguous
 from rope_lm.refusal import Refusal
 from scripts import entry
+from tests.models import model as random_model
+from tests.models import tokens as random_tokens
 
 ROOT = Path(__file__).parents[1]
 
@@ -145,3 +149,47 @@ def test_reading_longer_text(runs, tmp_path):
     assert (tmp_path / "figures" / "beyond.svg").exists() and (tmp_path / "figures" / "position.svg").exists()
     arm = next(arm for arm in json.loads((tmp_path / "summary.json").read_text())["arms"] if arm["arm"] == "rotary")
     assert {(row["multiple"], row["scaling"]) for row in arm["beyond"]} == set(rotary)
+
+
+# --- how far it looks -------------------------------------------------------------------------------------------------
+
+
+def test_weights_are_those_of_attention(runs):
+    """Of the first layer, written out from the block's own matrices: softmax of q k / sqrt(H) over what came before."""
+    made = trained.load(runs / "learned").models[0]
+    tokens = jnp.arange(20)[None] % 200
+    found = distance.weights(made, tokens)
+    assert found.shape == (1, 1, 2, 20, 20)
+    np.testing.assert_allclose(found.sum(-1), 1, atol=1e-5)
+    graph, blocks = nnx.split(made.blocks)
+    block = nnx.merge(graph, jax.tree.map(lambda x: x[0], blocks))
+    x = made.position.embed(made.embedding[...][tokens], contiguous(20))[0]
+    qkv = block.qkv(block.attention_norm(x)).reshape(20, 2, 3, 16)
+    logits = np.einsum("tnh,snh->nts", qkv[:, :, 0], qkv[:, :, 1]) / 4
+    expected = jax.nn.softmax(np.where(np.tril(np.ones((20, 20))), logits, -np.inf), axis=-1)
+    np.testing.assert_allclose(found[0, 0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("name", ["alibi", "rotary_features"])
+def test_watching_changes_nothing_and_rows_sum_to_one(name, causal):
+    made = random_model(name, causal=causal)
+    text = random_tokens(1)
+    found = distance.weights(made, text)
+    if name == "alibi":
+        np.testing.assert_allclose(found.sum(-1), 1, atol=1e-5)
+        assert (found >= 0).all() and bool((jnp.triu(found, 1) == 0).all()) == causal
+    else:
+        assert jnp.abs(jnp.triu(found, 1)).max() == 0 or not causal
+
+
+def test_distance_of_a_run_is_written_and_printed(runs):
+    done = call("scripts.distance", runs / "relative_bias", "--rows=4")
+    assert done.returncode == 0 and "mean distance, tokens" in done.stdout, done.stderr
+    found = json.loads((runs / "relative_bias" / "distance.json").read_text())
+    mass, mean = np.array(found["mass"]), np.array(found["mean"])
+    assert mass.shape == (2, 1, 2, len(found["edges"]) - 1) and mean.shape == (2, 1, 2) and found["seeds"] == [0, 1]
+    np.testing.assert_allclose(mass.sum(-1), 1, atol=1e-4), "every distance falls into a bin"
+    assert (mean > 0).all() and (mean < 32).all()
+    refused = call("scripts.distance", runs / "relative_bias", "--rows=0")
+    assert refused.returncode == 2 and refused.stderr == "error: --rows=0: must be at least 1\n"

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs.presets import BLOCKS
 from rope_lm import positional, sharding, training
 from rope_lm.refusal import Refusal
 from tests.models import LENGTH, VOCABULARY, section
@@ -185,10 +186,13 @@ def test_rows_longer_than_an_encoding_are_refused():
         program("learned", 1, model={"position": {"name": "learned", "limit": 8, "scale": 1.0}})
 
 
-@pytest.mark.parametrize("remat", ["products", "full", "none"])
-@pytest.mark.parametrize("members", [1, 3])
-def test_memory_is_near_what_xla_says(members, remat):
-    model = section("rotary", width=64, layers=4, hidden=256, remat=remat)
+@pytest.mark.parametrize(
+    "members, remat, block",
+    [(members, remat, "ours") for members in (1, 3) for remat in ("products", "full", "none")]
+    + [(1, remat, block) for remat in ("products", "none") for block in ("llama", "bert")],
+)
+def test_memory_is_near_what_xla_says(members, remat, block):
+    model = section("rotary", width=64, layers=4, hidden=256, remat=remat, block=BLOCKS[block])
     made = training.make(
         model,
         OPTIMIZER,

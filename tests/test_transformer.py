@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from configs.presets import BLOCKS
 from rope_lm.refusal import Refusal
 from rope_lm.transformer import flops_per_token
 from tests.models import VOCABULARY, model, tokens
@@ -56,7 +57,7 @@ def test_flops_are_those_of_the_formula_written_out():
     qkv, out, mlp, head = 2 * 2 * 6, 2 * 2 * 2, 2 * 2 * 3 * 2, 2 * 2 * 5
     attention = 2 * 2 * 2 * (1 + 2 + 3) / 3  # two products, two operations each, over 1, 2 and 3 keys of width 2
     softmax = {"name": "softmax", "kernel": "xla"}
-    sizes = {"width": 2, "heads": 1, "layers": 1, "hidden": 3, "vocabulary": 5, "length": 3}
+    sizes = {"width": 2, "heads": 1, "layers": 1, "hidden": 3, "vocabulary": 5, "length": 3, "block": BLOCKS["ours"]}
     count = flops_per_token(**sizes, attention=softmax, causal=True)
     assert count == 3 * (qkv + out + mlp + head + attention)
     assert (
@@ -66,11 +67,21 @@ def test_flops_are_those_of_the_formula_written_out():
     # Features of q and k, sums of k v, their product with q; and in a block (1 + 2) / 2 keys of features and of values.
     attention = 2 * (2 * 2 * 4 + 2 * 2 * 4 + (4 + 2) * (1 + 2) / 2)
     assert flops_per_token(**sizes, attention=linear, causal=True) == 3 * (qkv + out + mlp + head + attention)
+    gated = flops_per_token(**sizes | {"block": BLOCKS["llama"]}, attention=softmax, causal=True)
+    assert gated == count + 3 * mlp / 2  # a third matrix
+    transformed = flops_per_token(**sizes | {"block": BLOCKS["bert"]}, attention=softmax, causal=True)
+    assert transformed == count + 3 * 2 * 2 * 2
 
 
 @pytest.mark.parametrize(
     "change, words",
     [
+        ({"block": BLOCKS["ours"] | {"norm": "batch"}}, "unknown model.block.norm 'batch'"),
+        ({"block": BLOCKS["ours"] | {"mlp": "swigl"}}, "unknown model.block.mlp 'swigl': did you mean swiglu"),
+        ({"block": BLOCKS["ours"] | {"residual": "none"}}, "unknown model.block.residual 'none'"),
+        ({"block": BLOCKS["ours"] | {"epsilon": 0.0}}, "model.block.epsilon=0.0: must be above 0"),
+        ({"block": BLOCKS["ours"] | {"bias": True}}, "unknown key in model.block 'bias': did you mean biases"),
+        ({"block": {"norm": "rms"}}, "model.block lacks epsilon, mlp, biases, residual, transform"),
         ({"heads": 5}, "model.width=32 is not divisible by model.heads=5"),
         ({"layers": 0}, "model.layers=0: must be at least 1"),
         ({"dtype": "float16"}, "model.dtype='float16': must be float32 or bfloat16"),

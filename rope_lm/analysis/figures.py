@@ -1,6 +1,7 @@
 """The figures: for print, for the colour-blind, and for a page in the dark. The same data gives the same bytes."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib
@@ -297,6 +298,60 @@ def _evaluated(runs: Sequence[Run]) -> Iterator[tuple[str, dict, list[dict]]]:
             name = f"{run.arm} as {scaling}" if scaling else run.arm
             look = style(name, [*names, *(f"{run.arm} as {row['scaling']}" for row in run.beyond["rows"])])
             yield name, look | ({"linewidth": 1} if scaling else {}), rows
+
+
+@drawn((7.2, 4.2))
+def by_distance(axes: plt.Axes, runs: Sequence[Run]) -> None:
+    """Share of attention by distance, in bins that double in width: mean over members, layers and heads."""
+    edges = runs[0].looks["edges"]
+    for run in runs:
+        share = np.mean(run.looks["mass"], axis=(0, 1, 2))
+        axes.plot(range(len(share)), share, label=run.arm, markersize=5, **style(run.arm, [each.arm for each in runs]))
+    words = [f"{low}" if high - low == 1 else f"{low} to {high - 1}" for low, high in pairwise(edges)]
+    axes.set_xticks(range(len(words)), words, rotation=35, ha="right")
+    axes.set(xlabel="distance of the key, in tokens before the query", ylabel="share of attention", ylim=(0, None))
+    _legend(axes)
+
+
+@drawn((7.2, 4.2))
+def by_head(axes: plt.Axes, runs: Sequence[Run]) -> None:
+    """Mean attended distance of each head: a mark for each head of each member, layers beside each other."""
+    for place, run in enumerate(runs):
+        mean = np.array(run.looks["mean"])  # [members layers heads]
+        look = style(run.arm, [each.arm for each in runs])
+        for layer in range(mean.shape[1]):
+            values = mean[:, layer].ravel()
+            at = place + (layer - (mean.shape[1] - 1) / 2) * 0.7 / mean.shape[1]
+            axes.plot([at] * len(values), values, look["marker"], color=look["color"], markersize=5, alpha=0.7)
+    axes.set_xticks(range(len(runs)), [run.arm for run in runs], rotation=20, ha="right")
+    axes.set(ylabel="mean distance, tokens", xlabel="layers from left to right", ylim=(0, None))
+
+
+@drawn((7.2, 6.4))
+def decay(
+    axes: plt.Axes,
+    distances: np.ndarray,
+    kept: Mapping[str, np.ndarray],
+    bound: np.ndarray,
+    added: Mapping[str, np.ndarray],
+) -> None:
+    """What encodings do to a score as two tokens move apart. Above: the share that rotations leave of the score of a
+    vector with itself, and RoFormer's upper bound (section 3.4.3). Below: what is added to logits, mean over heads."""
+    figure = axes.figure
+    axes.remove()
+    above, below = figure.subplots(2, 1, sharex=True)
+    names = [*kept, *added]
+    for name, values in kept.items():
+        above.plot(distances + 1, values, label=name, linewidth=1.2, **style(name, names) | {"marker": ""})
+    above.plot(distances + 1, bound, color=GREY, linestyle=":", label="RoFormer's bound of rotary")
+    for name, values in added.items():
+        below.plot(distances + 1, values.mean(0), label=name, **style(name, names) | {"marker": ""})
+    above.set(ylabel="share of the score that is left")
+    below.set(xscale="log", xlabel="distance in tokens, plus one", ylabel="added to the logit")
+    below.set_yscale("symlog")
+    below.set_ylim(top=1)
+    for part in (above, below):
+        part.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8)
 
 
 @drawn((7.2, 3.4))

@@ -250,6 +250,9 @@ def _figures(report: Report) -> Iterator[tuple[str, Any]]:
         if made and made.tested:
             yield f"{name}speedup", figures.speedups(made)
             yield f"{name}profile", figures.profile(made)
+        if seen := [run for run in section.sweep.runs if run.looks["mass"]]:
+            yield f"{name}distance", figures.by_distance(seen)
+            yield f"{name}heads", figures.by_head(seen)
         if read := [run for run in section.sweep.runs if run.beyond["rows"]]:
             yield f"{name}beyond", figures.beyond(read)
             yield f"{name}position", figures.by_position(read)

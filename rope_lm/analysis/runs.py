@@ -45,6 +45,7 @@ class Run:
     status: dict[str, Any]
     rows: list[dict[str, Any]]
     beyond: dict[str, Any]  # what scripts.extrapolate found; no rows where it was not run
+    looks: dict[str, Any]  # what scripts.distance found; no mass where it was not run
 
     @property
     def encoding(self) -> str:
@@ -282,7 +283,7 @@ def _unpack(archived: dict[str, Any], root: Path) -> Sweep:
             last = {"split": "train", "member": 0, "step": each["config"]["steps"]}
             rows.append(last | {"nats": None, "tokens_per_second": each["tokens_per_second"]})
         kept = {key: each[key] for key in ("arm", "config", "manifest", "status")}
-        runs.append(Run(path=root, rows=rows, beyond={"length": 0, "rows": []}, **kept))
+        runs.append(Run(path=root, rows=rows, beyond={"length": 0, "rows": []}, looks={"mass": []}, **kept))
     return Sweep(archived["name"], root, runs, _claims(root, archived["claims"]), {})
 
 
@@ -317,7 +318,10 @@ def _load_run(folder: Path, root: Path) -> Run:
     beyond = _json(folder / "extrapolation.json", {"length": 0, "rows": []})
     if not isinstance(beyond, dict) or not {"length", "rows"} <= beyond.keys():
         raise Refusal(f"{folder / 'extrapolation.json'} is not what scripts.extrapolate writes: make it again")
-    return Run(folder, arm, config, manifest, status, _rows(folder / "metrics.jsonl"), beyond)
+    looks = _json(folder / "distance.json", {"mass": []})
+    if not isinstance(looks, dict) or not (looks == {"mass": []} or {"mass", "mean", "edges"} <= looks.keys()):
+        raise Refusal(f"{folder / 'distance.json'} is not what scripts.distance writes: make it again")
+    return Run(folder, arm, config, manifest, status, _rows(folder / "metrics.jsonl"), beyond, looks)
 
 
 def _json(path: Path, missing: Any) -> Any:

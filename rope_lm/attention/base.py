@@ -46,7 +46,7 @@ class Attention:
         self,
         q: Float[Array, "B T N H"],
         k: Float[Array, "B S N H"],
-        v: Float[Array, "B S N H"],
+        v: Float[Array, "B S N E"],
         q_positions: Positions,
         k_positions: Positions,
         bias: Float[Array, "#B N T S"] | None,
@@ -54,7 +54,7 @@ class Attention:
         causal: bool,
         plain: bool,
         drawn: Float[Array, "F H"] | None,
-    ) -> Float[Array, "B T N H"]:
+    ) -> Float[Array, "B T N E"]:
         """What each query gathers from the values of the keys that it sees (`rope_lm.positions.visible`).
 
         `plain` says statically that every row is one piece of text and T = S: the order of the array is then that of

@@ -34,15 +34,15 @@ def features(x: Float[Array, "B N T H"], drawn: Float[Array, "F H"]) -> Float[Ar
 
 
 def masked_sums(
-    q: Float[Array, "B N T F"], k: Float[Array, "B N S F"], v: Float[Array, "B N S H"], mask: Bool[Array, "#B 1 T S"]
-) -> Float[Array, "B N T H"]:
+    q: Float[Array, "B N T F"], k: Float[Array, "B N S F"], v: Float[Array, "B N S E"], mask: Bool[Array, "#B 1 T S"]
+) -> Float[Array, "B N T E"]:
     """Sum over the keys j that are seen of (q_i k_j) v_j, by way of the whole matrix: for packed and cached rows."""
     return (q @ k.swapaxes(2, 3) * mask) @ v
 
 
 def causal_sums(
-    q: Float[Array, "B N T F"], k: Float[Array, "B N T F"], v: Float[Array, "B N T H"], block: int
-) -> Float[Array, "B N T H"]:
+    q: Float[Array, "B N T F"], k: Float[Array, "B N T F"], v: Float[Array, "B N T E"], block: int
+) -> Float[Array, "B N T E"]:
     """Sum over j <= i of (q_i k_j) v_j in time and memory linear in T: within blocks of queries by way of their matrix,
     before them by prefix sums of k v (arXiv 2009.14794, appendix B.1, in blocks)."""
     length = q.shape[2]
@@ -106,7 +106,7 @@ class Performer(Attention):
         self,
         q: Float[Array, "B T N H"],
         k: Float[Array, "B S N H"],
-        v: Float[Array, "B S N H"],
+        v: Float[Array, "B S N E"],
         q_positions: Positions,
         k_positions: Positions,
         bias: Float[Array, "#B N T S"] | None,
@@ -114,7 +114,7 @@ class Performer(Attention):
         causal: bool,
         plain: bool,
         drawn: Float[Array, "F H"] | None,
-    ) -> Float[Array, "B T N H"]:
+    ) -> Float[Array, "B T N E"]:
         # [B N T H] from here on: every product below is then a plain batched one.
         log_q, log_k = features(q.swapaxes(1, 2), drawn), features(k.swapaxes(1, 2), drawn)
         # A factor that all features of a query share cancels. One that all keys share would too, but what is ahead of a

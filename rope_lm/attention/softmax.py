@@ -14,17 +14,17 @@ from rope_lm.positions import Positions, visible
 from rope_lm.refusal import Refusal, unknown
 
 HIDDEN = -1e30  # a logit that no softmax sees; finite, so that a row without any visible key stays finite
-Kernel = Callable[..., Float[Array, "B T N H"]]
+Kernel = Callable[..., Float[Array, "B T N E"]]
 
 
 def dense(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B S N H"],
-    v: Float[Array, "B S N H"],
+    v: Float[Array, "B S N E"],
     bias: Float[Array, "#B N T S"] | None,
     mask: Bool[Array, "#B 1 T S"] | None,
     causal: bool,
-) -> Float[Array, "B T N H"]:
+) -> Float[Array, "B T N E"]:
     """Attention over the whole matrix of logits, through XLA; logits and softmax in float32.
 
     `causal` may be set instead of a mask where the rows are contiguous and T = S.
@@ -35,11 +35,11 @@ def dense(
 def flash(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B S N H"],
-    v: Float[Array, "B S N H"],
+    v: Float[Array, "B S N E"],
     bias: Float[Array, "#B N T S"] | None,
     mask: Bool[Array, "#B 1 T S"] | None,
     causal: bool,
-) -> Float[Array, "B T N H"]:
+) -> Float[Array, "B T N E"]:
     """cuDNN's fused attention: half precision on NVIDIA GPUs, no bias (its gradient has open bugs upstream)."""
     if bias is not None:
         raise Refusal("model.attention.kernel=cudnn takes no bias on the logits: choose kernel=xla for this encoding")
@@ -64,11 +64,11 @@ add_bias.defvjp(lambda logits, bias: (logits + bias, None), _sum_over_batch)
 def blocked(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B S N H"],
-    v: Float[Array, "B S N H"],
+    v: Float[Array, "B S N E"],
     bias: Float[Array, "#B N T S"] | None,
     mask: Bool[Array, "#B 1 T S"] | None,
     causal: bool,
-) -> Float[Array, "B T N H"]:
+) -> Float[Array, "B T N E"]:
     """Attention of contiguous rows over blocks of queries that, if causal, compute only the keys before them.
 
     Half of a causal matrix of logits is computed for nothing by `dense`. On two CPU cores at length 256 the blocks take
@@ -153,7 +153,7 @@ class Softmax(Attention):
         self,
         q: Float[Array, "B T N H"],
         k: Float[Array, "B S N H"],
-        v: Float[Array, "B S N H"],
+        v: Float[Array, "B S N E"],
         q_positions: Positions,
         k_positions: Positions,
         bias: Float[Array, "#B N T S"] | None,
@@ -161,6 +161,6 @@ class Softmax(Attention):
         causal: bool,
         plain: bool,
         drawn: Float[Array, "F H"] | None,
-    ) -> Float[Array, "B T N H"]:
+    ) -> Float[Array, "B T N E"]:
         mask = None if plain else visible(q_positions, k_positions, causal)
         return KERNELS[self.kernel](q, k, v, bias, mask, causal=plain and causal)

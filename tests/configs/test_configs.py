@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from configs import ablation, lm, resolved
-from configs.presets import POSITIONS, SCALES
+from configs.presets import BLOCKS, POSITIONS, SCALES
 from rope_lm import launch, positional
 from rope_lm.refusal import Refusal
 from scripts import entry
@@ -50,10 +50,20 @@ def test_the_hidden_width_follows_the_width_unless_it_is_set():
     assert entry.plain(config)["model"]["hidden"] == 100
 
 
+def test_a_block_is_its_row_and_one_of_three_matrices_has_as_many_parameters():
+    for name, row in BLOCKS.items():
+        assert entry.plain(lm.get_config(f"block={name}"))["model"]["block"] == row
+    config = lm.get_config("block=llama,scale=gpt2")
+    assert entry.plain(config)["model"]["hidden"] == 2048 == 768 * 4 * 2 // 3
+    config.model.width = 64
+    assert entry.plain(config)["model"]["hidden"] == 168
+
+
 @pytest.mark.parametrize(
     "text, words",
     [
         ("position=rotery", "unknown position 'rotery': did you mean rotary"),
+        ("block=lama", "unknown block 'lama': did you mean llama"),
         ("scale=tny", "unknown scale 'tny': did you mean tiny"),
         ("postion=rotary", "unknown key before '=' in the config string 'postion': did you mean position"),
         ("rotary", "expected key=value"),

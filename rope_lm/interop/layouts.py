@@ -1,0 +1,475 @@
+"""The layouts of Hugging Face transformers: which config.json is which model of ours, and where its tensors are.
+
+A layout reads a config.json to a model section of ours, and writes one. A model of ours has a place in a layout where
+what is written reads as the model again: nothing else decides it.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from rope_lm.interop.tensors import Heads, Tensor
+from rope_lm.positional.rotary import frequencies
+from rope_lm.refusal import Refusal, unknown
+
+Config = dict[str, Any]
+Tensors = dict[str, np.ndarray]
+
+# Their activation -> our MLP. Where two mean the same the last is written.
+PLAIN = {"gelu": "gelu_exact", "gelu_pytorch_tanh": "gelu", "gelu_new": "gelu"}
+GATED = {"silu": "swiglu"}
+
+# Their rope_type -> our encoding, and our name of each of its numbers.
+ROPES: dict[str, tuple[str, dict[str, str]]] = {
+    "default": ("rotary", {}),
+    "linear": ("rotary_linear", {"factor": "factor"}),
+    "dynamic": ("rotary_dynamic", {"factor": "factor", "max_position_embeddings": "trained"}),
+    "yarn": (
+        "yarn",
+        {"factor": "factor", "original_max_position_embeddings": "trained", "beta_fast": "fast", "beta_slow": "slow"},
+    ),
+    "llama3": (
+        "llama3",
+        {
+            "factor": "factor",
+            "original_max_position_embeddings": "trained",
+            "low_freq_factor": "low",
+            "high_freq_factor": "high",
+        },
+    ),
+}
+SIZES = {
+    "width": "hidden_size",
+    "heads": "num_attention_heads",
+    "layers": "num_hidden_layers",
+    "hidden": "intermediate_size",
+    "vocabulary": "vocab_size",
+    "length": "max_position_embeddings",
+}
+LEAVES = {"": "weight", "weight": "weight", "scale": "weight", "table": "weight", "bias": "bias"}
+
+
+class Layout:
+    """What all have in common."""
+
+    kind: str  # model_type
+    architecture: str
+    prefix: str  # of every tensor but the head's; files of a model without a head leave it out
+    head: str  # prefix of the head's
+    causal = True
+    sizes: Mapping[str, str]  # ours -> their option
+    activations: Mapping[str, str]
+    activation = "hidden_act"  # the option that names one
+    epsilon: str  # the option of the norms
+    options: Config  # what else decides what is computed, and its value where config.json does not say
+    fixed: Config = {}  # noqa: RUF012 (options that can be nothing else here)
+    modules: Mapping[str, str | tuple[str, ...]]  # our path of a module -> their names; {} is the layer
+    outer_first = True  # whether a linear map in a layer is [out, in], as in torch.nn.Linear
+    pairing: str  # rope_lm.positional.pairing
+    by_part = True  # whether q, k and v are whole, one after another
+    buffers: tuple[str, ...] = ()  # ends of the names of tensors that hold no parameter
+
+    def complete(self, config: Config) -> Config:
+        """With the options that it is silent on. Raises Refusal for one that has no counterpart here."""
+        fixed = {"quantization_config": None} | self.fixed
+        config = self.options | fixed | config
+        for key, only in fixed.items():
+            if config[key] != only:
+                raise Refusal(f"config.json: {key}={config[key]!r} has no counterpart here, only {only!r} has")
+        return config
+
+    def read(self, config: Config) -> Config:
+        """The section `model` that a complete config is. Raises Refusal for what has no counterpart here."""
+        sizes = {ours: _size(config, theirs) for ours, theirs in self.sizes.items()}
+        if config[self.activation] not in self.activations:
+            raise unknown(f"{self.activation} in config.json", str(config[self.activation]), self.activations)
+        return {
+            **{key: sizes[key] for key in ("width", "heads", "layers", "hidden")},
+            "position": self.position(config, sizes),
+            "tied": config["tie_word_embeddings"],
+            "embedding_scale": 1 / math.sqrt(sizes["width"]),  # a tied table then gives logits as it stands
+            "dtype": "float32",
+            "remat": "products",
+            "attention": {"name": "softmax", "kernel": "auto"},
+            "block": {
+                "epsilon": config[self.epsilon],
+                "mlp": self.activations[config[self.activation]],
+                **self.block(config),
+            },
+        }
+
+    def write(self, section: Mapping[str, Any], vocabulary: int, length: int) -> Config:
+        """The config.json of a model of ours for texts of `length` tokens; what it cannot say it leaves out."""
+        sizes = {**section, "vocabulary": vocabulary, "length": length}
+        block, names = section["block"], {mlp: name for name, mlp in self.activations.items()}
+        return {
+            "architectures": [self.architecture],
+            "model_type": self.kind,
+            "dtype": "float32",
+            **{f"{name}_token_id": None for name in ("bos", "eos", "pad")},
+            **self.options,
+            **{theirs: sizes[ours] for ours, theirs in self.sizes.items()},
+            **({self.activation: names[block["mlp"]]} if block["mlp"] in names else {}),
+            self.epsilon: block["epsilon"],
+            "tie_word_embeddings": section["tied"],
+        }
+
+    def position(self, config: Config, sizes: Mapping[str, int]) -> Config:
+        """The row `model.position` that a config.json stands for."""
+        raise NotImplementedError
+
+    def block(self, config: Config) -> Config:
+        """What `model.block` is beside the epsilon and the MLP."""
+        raise NotImplementedError
+
+    def unlike(self, section: Mapping[str, Any], causal: bool) -> str | None:
+        """What a model of ours would be turned into here; None where it has a place."""
+        again = self.read(self.complete(self.write(section, vocabulary=2, length=2)))
+        before, after = (_flat({key: each[key] for key in ("position", "block")}) for each in (section, again))
+        before |= {"attention.name": section["attention"]["name"], "causal": causal}
+        after |= {"attention.name": "softmax", "causal": self.causal}
+        for key in before:
+            if before[key] != after.get(key):
+                return f"{key} {before[key]!r} would be {after.get(key)!r}"
+        return None
+
+    def tensors(self, section: Mapping[str, Any], paths: Iterable[str]) -> list[Tensor]:
+        """Where each parameter of ours is, by its path in our tree."""
+        return [self._tensor(section, path) for path in paths]
+
+    def _tensor(self, section: Mapping[str, Any], path: str) -> Tensor:
+        module, leaf = (path, "") if path in self.modules else path.rsplit(".", 1)
+        names = self.modules[module]
+        theirs = tuple(f"{name}.{LEAVES[leaf]}" for name in ([names] if isinstance(names, str) else names))
+        heads = None
+        if module == "blocks.qkv":
+            turned = self.turned(section["position"], section["width"] // section["heads"])
+            heads = Heads(section["heads"], self.pairing, turned, self.by_part)
+        outer_first = leaf == "weight" and (self.outer_first or not path.startswith("blocks."))
+        return Tensor(path, theirs, outer_first, heads)
+
+    def turned(self, position: Mapping[str, Any], size: int) -> int:
+        """Components of a head that are turned."""
+        return size
+
+    def received(self, section: Config, tensors: Tensors) -> tuple[Config, Tensors]:
+        """Tensors under the names in `modules`, without what is no parameter of ours, and the section of the model that
+        they then are."""
+        if not any(name.startswith(self.prefix) for name in tensors):
+            tensors = {name if name.startswith(self.head) else self.prefix + name: x for name, x in tensors.items()}
+        table, head = (f"{self.modules[module]}.weight" for module in ("embedding", "head"))
+        if section["tied"] and np.array_equal(tensors.get(head), tensors.get(table)):
+            tensors.pop(head, None)  # the same tensor twice
+        return section, tensors
+
+    def sent(self, config: Config, tensors: Tensors) -> Tensors:
+        """With what a file has to hold beside the parameters."""
+        return tensors
+
+
+class Llama(Layout):
+    """LlamaForCausalLM, with as many key heads as query heads."""
+
+    kind, architecture, prefix, head = "llama", "LlamaForCausalLM", "model.", "lm_head."
+    sizes = SIZES
+    activations, epsilon = GATED, "rms_norm_eps"
+    options: ClassVar = {
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": False,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "num_key_value_heads": None,
+        "head_dim": None,
+        "max_position_embeddings": 2048,
+        "rope_theta": 10_000.0,
+        "rope_scaling": None,
+        "rope_parameters": None,
+    }
+    modules: ClassVar = {
+        "embedding": "model.embed_tokens",
+        "blocks.attention_norm": "model.layers.{}.input_layernorm",
+        "blocks.qkv": tuple(f"model.layers.{{}}.self_attn.{part}_proj" for part in "qkv"),
+        "blocks.out": "model.layers.{}.self_attn.o_proj",
+        "blocks.mlp_norm": "model.layers.{}.post_attention_layernorm",
+        "blocks.gate": "model.layers.{}.mlp.gate_proj",
+        "blocks.up": "model.layers.{}.mlp.up_proj",
+        "blocks.down": "model.layers.{}.mlp.down_proj",
+        "norm": "model.norm",
+        "head": "lm_head",
+    }
+    pairing, buffers = "half-split", (".rotary_emb.inv_freq",)
+
+    def position(self, config: Config, sizes: Mapping[str, int]) -> Config:
+        return _rotary(*_rope(config, config["rope_theta"]))
+
+    def block(self, config: Config) -> Config:
+        heads, size = config["num_attention_heads"], config["hidden_size"] // config["num_attention_heads"]
+        if (config["num_key_value_heads"] or heads) != heads:
+            raise Refusal(
+                f"config.json: num_key_value_heads={config['num_key_value_heads']} for num_attention_heads={heads}: "
+                "grouped-query attention has no counterpart here, every query head has keys of its own"
+            )
+        if (config["head_dim"] or size) != size:
+            raise Refusal(f"config.json: head_dim={config['head_dim']}: here it is hidden_size / heads = {size}")
+        if config["attention_bias"] != config["mlp_bias"]:
+            raise Refusal("config.json: attention_bias and mlp_bias differ: here all linear maps have a bias, or none")
+        return {"norm": "rms", "biases": config["mlp_bias"], "residual": "pre", "transform": False}
+
+    def write(self, section: Mapping[str, Any], vocabulary: int, length: int) -> Config:
+        biases = section["block"]["biases"]
+        return (
+            super().write(section, vocabulary, length)
+            | {"attention_bias": biases, "mlp_bias": biases, "num_key_value_heads": section["heads"]}
+            | _written(section["position"], "rope_theta")
+        )
+
+
+class NeoX(Layout):
+    """GPTNeoXForCausalLM: attention and MLP in parallel or not, a part of each head turned."""
+
+    kind, architecture, prefix, head = "gpt_neox", "GPTNeoXForCausalLM", "gpt_neox.", "embed_out."
+    sizes = SIZES
+    activations, epsilon = PLAIN, "layer_norm_eps"
+    options: ClassVar = {
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+        "use_parallel_residual": True,
+        "max_position_embeddings": 2048,
+        "rotary_emb_base": 10_000.0,
+        "rotary_pct": 0.25,
+        "rope_scaling": None,
+        "rope_parameters": None,
+    }
+    fixed: ClassVar = {"attention_bias": True}
+    modules: ClassVar = {
+        "embedding": "gpt_neox.embed_in",
+        "blocks.attention_norm": "gpt_neox.layers.{}.input_layernorm",
+        "blocks.qkv": "gpt_neox.layers.{}.attention.query_key_value",
+        "blocks.out": "gpt_neox.layers.{}.attention.dense",
+        "blocks.mlp_norm": "gpt_neox.layers.{}.post_attention_layernorm",
+        "blocks.up": "gpt_neox.layers.{}.mlp.dense_h_to_4h",
+        "blocks.down": "gpt_neox.layers.{}.mlp.dense_4h_to_h",
+        "norm": "gpt_neox.final_layer_norm",
+        "head": "embed_out",
+    }
+    pairing, by_part = "first", False
+    buffers = (".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
+
+    def position(self, config: Config, sizes: Mapping[str, int]) -> Config:
+        kind, base, numbers = _rope(config, config["rotary_emb_base"])
+        fraction = numbers.pop("partial_rotary_factor", config["rotary_pct"])
+        if fraction == 1:
+            return _rotary(kind, base, numbers)
+        if kind != "default":
+            raise Refusal(
+                f"config.json: rope_type {kind!r} of a part of each head ({fraction}) has no counterpart here"
+            )
+        return {"name": "rotary_partial", "base": base, "fraction": fraction}
+
+    def turned(self, position: Mapping[str, Any], size: int) -> int:
+        return int(size * position["fraction"]) if "fraction" in position else size
+
+    def block(self, config: Config) -> Config:
+        residual = "parallel" if config["use_parallel_residual"] else "pre"
+        return {"norm": "layer", "biases": True, "residual": residual, "transform": False}
+
+    def write(self, section: Mapping[str, Any], vocabulary: int, length: int) -> Config:
+        position = section["position"]
+        return (
+            super().write(section, vocabulary, length)
+            | {"use_parallel_residual": section["block"]["residual"] == "parallel"}
+            | {"rotary_pct": position["fraction"] if position["name"] == "rotary_partial" else 1.0}
+            | _written(position, "rotary_emb_base")
+        )
+
+
+class GPT2(Layout):
+    """GPT2LMHeadModel: learned positions."""
+
+    kind, architecture, prefix, head = "gpt2", "GPT2LMHeadModel", "transformer.", "lm_head."
+    sizes: ClassVar = {
+        "width": "n_embd",
+        "heads": "n_head",
+        "layers": "n_layer",
+        "hidden": "n_inner",
+        "vocabulary": "vocab_size",
+        "length": "n_positions",
+    }
+    activations, activation, epsilon = PLAIN, "activation_function", "layer_norm_epsilon"
+    options: ClassVar = {
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": 1e-5,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.02,
+        "n_inner": None,
+        "n_positions": 1024,
+    }
+    fixed: ClassVar = {
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "add_cross_attention": False,
+    }
+    modules: ClassVar = {
+        "embedding": "transformer.wte",
+        "position": "transformer.wpe",
+        "blocks.attention_norm": "transformer.h.{}.ln_1",
+        "blocks.qkv": "transformer.h.{}.attn.c_attn",
+        "blocks.out": "transformer.h.{}.attn.c_proj",
+        "blocks.mlp_norm": "transformer.h.{}.ln_2",
+        "blocks.up": "transformer.h.{}.mlp.c_fc",
+        "blocks.down": "transformer.h.{}.mlp.c_proj",
+        "norm": "transformer.ln_f",
+        "head": "lm_head",
+    }
+    outer_first, pairing = False, "half-split"
+    buffers = (".attn.bias", ".attn.masked_bias")
+
+    def complete(self, config: Config) -> Config:
+        config = super().complete(config)
+        return config | {"n_inner": config["n_inner"] or 4 * _size(config, "n_embd")}
+
+    def position(self, config: Config, sizes: Mapping[str, int]) -> Config:
+        return {"name": "learned", "limit": sizes["length"], "scale": config["initializer_range"]}
+
+    def block(self, config: Config) -> Config:
+        return {"norm": "layer", "biases": True, "residual": "pre", "transform": False}
+
+    def write(self, section: Mapping[str, Any], vocabulary: int, length: int) -> Config:
+        learned = section["position"] if section["position"]["name"] == "learned" else {}
+        theirs = {"limit": "n_positions", "scale": "initializer_range"}
+        return super().write(section, vocabulary, length) | {theirs[key]: learned[key] for key in theirs if learned}
+
+
+class RoFormer(Layout):
+    """RoFormerForMaskedLM. Text of one piece has type 0 there, so that type's vector is a part of every embedding."""
+
+    kind, architecture, prefix, head = "roformer", "RoFormerForMaskedLM", "roformer.", "cls."
+    causal = False
+    sizes = SIZES
+    activations, epsilon = PLAIN, "layer_norm_eps"
+    options: ClassVar = {
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-12,
+        "tie_word_embeddings": True,
+        "max_position_embeddings": 1536,
+        "embedding_size": None,
+    }
+    fixed: ClassVar = {"rotary_value": False, "is_decoder": False, "add_cross_attention": False}
+    modules: ClassVar = {
+        "embedding": "roformer.embeddings.word_embeddings",
+        "norm": "roformer.embeddings.LayerNorm",
+        "blocks.qkv": tuple(f"roformer.encoder.layer.{{}}.attention.self.{part}" for part in ("query", "key", "value")),
+        "blocks.out": "roformer.encoder.layer.{}.attention.output.dense",
+        "blocks.attention_norm": "roformer.encoder.layer.{}.attention.output.LayerNorm",
+        "blocks.up": "roformer.encoder.layer.{}.intermediate.dense",
+        "blocks.down": "roformer.encoder.layer.{}.output.dense",
+        "blocks.mlp_norm": "roformer.encoder.layer.{}.output.LayerNorm",
+        "transform.dense": "cls.predictions.transform.dense",
+        "transform.norm": "cls.predictions.transform.LayerNorm",
+        "transform": "cls.predictions",
+        "head": "cls.predictions.decoder",
+    }
+    pairing = "interleaved"
+    table = modules["embedding"] + ".weight"
+    types, waves = "roformer.embeddings.token_type_embeddings.weight", "roformer.encoder.embed_positions.weight"
+    bias, decoder = "cls.predictions.bias", "cls.predictions.decoder"
+
+    def position(self, config: Config, sizes: Mapping[str, int]) -> Config:
+        return {"name": "rotary", "base": 10_000.0}
+
+    def block(self, config: Config) -> Config:
+        if (config["embedding_size"] or config["hidden_size"]) != config["hidden_size"]:
+            raise Refusal(f"config.json: embedding_size={config['embedding_size']}: here it is hidden_size")
+        return {"norm": "layer", "biases": True, "residual": "post", "transform": True}
+
+    def write(self, section: Mapping[str, Any], vocabulary: int, length: int) -> Config:
+        return super().write(section, vocabulary, length) | {"type_vocab_size": 1}
+
+    def received(self, section: Config, tensors: Tensors) -> tuple[Config, Tensors]:
+        section, tensors = super().received(section, tensors)
+        types, waves = tensors.pop(self.types, np.zeros((1, 1), np.float32)), tensors.pop(self.waves, None)
+        if waves is not None and not np.allclose(waves, _sinusoids(*waves.shape), atol=1e-4):
+            raise Refusal(f"{self.waves} does not hold the sinusoids of base 10,000 that RoFormer turns by")
+        if f"{self.decoder}.bias" in tensors:  # this one is added to the logits, the other is a copy or nothing
+            tensors[self.bias] = tensors.pop(f"{self.decoder}.bias")
+        if types[0].any() and self.table in tensors:
+            if section["tied"]:  # the logits are products with the table without the type: it has to be a head now
+                tensors.setdefault(f"{self.decoder}.weight", tensors[self.table])
+                section = {**section, "tied": False}
+            tensors[self.table] = tensors[self.table] + types[0]
+        return section, tensors
+
+    def sent(self, config: Config, tensors: Tensors) -> Tensors:
+        size = config["hidden_size"] // config["num_attention_heads"]
+        untied = {} if config["tie_word_embeddings"] else {f"{self.decoder}.bias": tensors[self.bias]}
+        return {
+            **tensors,
+            **untied,
+            self.types: np.zeros((1, config["hidden_size"]), np.float32),
+            self.waves: _sinusoids(config["max_position_embeddings"], size),
+        }
+
+
+LAYOUTS: dict[str, Layout] = {layout.kind: layout for layout in (Llama(), NeoX(), GPT2(), RoFormer())}
+
+
+def _size(config: Mapping[str, Any], key: str) -> int:
+    if not isinstance(config.get(key), int) or config[key] < 1:
+        raise Refusal(f"config.json: {key} is {config.get(key)!r}, it must be a whole number of at least 1")
+    return config[key]
+
+
+def _rope(config: Config, base: float) -> tuple[str, float, dict[str, Any]]:
+    """rope_type, base and the other numbers: of `rope_parameters`, or in the way of older files, of `rope_scaling`."""
+    given = config["rope_parameters"] or config["rope_scaling"] or {}
+    if not isinstance(given, Mapping):
+        raise Refusal(f"config.json: rope_parameters is {given!r}, it must be an object with rope_type and its numbers")
+    given = {key: value for key, value in given.items() if value is not None}
+    kind = given.pop("type", "default")
+    kind = given.pop("rope_type", kind)
+    base = given.pop("rope_theta", base)
+    if kind not in ROPES:
+        raise unknown("rope_type in config.json", str(kind), ROPES)
+    silent = {"max_position_embeddings": config["max_position_embeddings"], "beta_fast": 32.0, "beta_slow": 1.0}
+    silent["original_max_position_embeddings"] = config["max_position_embeddings"]
+    return kind, base, {key: value for key, value in silent.items() if key in ROPES[kind][1]} | given
+
+
+def _rotary(kind: str, base: float, numbers: Mapping[str, Any]) -> Config:
+    """Our row."""
+    name, keys = ROPES[kind]
+    for key in numbers.keys() ^ keys.keys():
+        raise Refusal(
+            f"config.json: {key} has no counterpart here for rope_type {kind!r}, which has {', '.join(keys) or 'none'}"
+            if key in numbers
+            else f"config.json: rope_type {kind!r} lacks {key}"
+        )
+    return {"name": name, "base": base, **{ours: numbers[theirs] for theirs, ours in keys.items()}}
+
+
+def _written(position: Mapping[str, Any], base: str) -> Config:
+    """The options of an encoding that turns; nothing for others."""
+    kinds = {name: kind for kind, (name, _) in ROPES.items()} | {"rotary_partial": "default"}
+    if position["name"] not in kinds:
+        return {}
+    kind = kinds[position["name"]]
+    numbers = {theirs: position[ours] for theirs, ours in ROPES[kind][1].items()}
+    length = {key: numbers.pop(key) for key in ("max_position_embeddings",) if key in numbers}
+    scaling = {} if kind == "default" else {"rope_scaling": {"rope_type": kind, **numbers}}
+    return {base: position["base"], **length, **scaling}
+
+
+def _sinusoids(count: int, size: int) -> np.ndarray:
+    """The sines, then the cosines, of the angles of each position [count size]."""
+    angle = np.arange(count)[:, None] * frequencies(size, 10_000.0)
+    return np.concatenate([np.sin(angle), np.cos(angle)], axis=1).astype(np.float32)
+
+
+def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """{"block.norm": ...}, names first."""
+    pairs = [(f"{section}.{key}", value) for section, row in tree.items() for key, value in row.items()]
+    return dict(sorted(pairs, key=lambda pair: not pair[0].endswith(".name")))

@@ -1,0 +1,51 @@
+"""Give a trained run to Hugging Face transformers: a config.json and a model.safetensors that it reads."""
+
+from pathlib import Path
+
+from rope_lm.refusal import Refusal
+from scripts import entry
+
+EXAMPLES = """examples:
+  python -m scripts.train   --workdir=runs/a --config=configs/lm.py:block=llama,position=rotary
+  python -m scripts.convert --workdir=runs/a --out=models/a
+  python -m scripts.convert --workdir=runs/a --member=2 --out=models/a2
+
+Then transformers.AutoModelForCausalLM.from_pretrained("models/a") gives the same logits. What has a layout there, and
+as which model:
+
+  block   position                                                  as
+  llama   rotary, rotary_linear, rotary_dynamic, yarn, llama3       LlamaForCausalLM
+  neox    those, and rotary_partial                                 GPTNeoXForCausalLM
+  gpt2    learned; or those of neox                                 GPT2LMHeadModel; GPTNeoXForCausalLM
+  bert    rotary, objective=masked                                  RoFormerForMaskedLM
+
+Everything else is refused with the reason. `rope_lm.interop.load` reads such a folder, whoever wrote it.
+exit status: 0, or 2 for a mistake in the command."""
+
+
+def main() -> int:
+    parser = entry.parser("convert", __doc__, EXAMPLES)
+    parser.add_argument("--workdir", type=Path, required=True, help="the folder of a run")
+    parser.add_argument("--member", type=int, default=0, help="which of the run's members (0)")
+    parser.add_argument("--out", type=Path, required=True, help="the folder to write, which must hold no model yet")
+    arguments = parser.parse_args()
+    from rope_lm import interop, trained
+
+    run = trained.load(arguments.workdir)
+    if not 0 <= arguments.member < len(run.models):
+        raise Refusal(f"--member={arguments.member}: the run has {len(run.models)} members, counted from 0")
+    made = run.models[arguments.member]
+    model = interop.Model(
+        section=run.config["model"],
+        params=interop.params(made),
+        vocabulary=run.objective.vocabulary,
+        causal=run.objective.causal,
+        length=run.config["data"]["length"],
+    )
+    kind = interop.save(arguments.out, model)
+    print(f"{arguments.out}: {kind}, {model.vocabulary} tokens, step {run.step}, member {arguments.member}")
+    return 0
+
+
+if __name__ == "__main__":
+    entry.end(main)

@@ -1,0 +1,63 @@
+"""A run given to another implementation, by the command."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import lm
+from rope_lm import interop, journal, run, trained
+from scripts import entry
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def runs(text, cache, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    for name, chosen in (
+        ("llama", "block=llama,position=rotary"),
+        ("bert", "block=bert,position=rotary,objective=masked"),
+        ("alibi", "block=llama,position=alibi"),
+    ):
+        config = lm.get_config(f"{chosen},data=text:{text}")
+        config.steps, config.seeds = 3, (0, 1)
+        config.every.update({"evaluate": 3, "save": 3, "log": 3})
+        config.data.update({"length": 32, "batch": 8, "validation": 6, "cache": cache})
+        config.model.update({"width": 32, "heads": 2, "layers": 1})
+        run.train(entry.plain(config), folder / name, journal.provenance(["test"], {}))
+    return folder
+
+
+def convert(*words: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "scripts.convert", *words], cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("name, kind", [("llama", "LlamaForCausalLM, 257"), ("bert", "RoFormerForMaskedLM, 258")])
+def test_a_member_of_a_run_gives_the_same_logits_there_and_back(runs, name, kind, tmp_path):
+    done = convert(f"--workdir={runs / name}", "--member=1", f"--out={tmp_path / 'model'}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{tmp_path / 'model'}: {kind} tokens, step 3, member 1\n"
+    back, text = interop.load(tmp_path / "model"), jnp.asarray(np.arange(64).reshape(2, 32))
+    assert back.length == 32
+    first, second = (model(text)[0] for model in trained.load(runs / name).models)
+    np.testing.assert_allclose(interop.make(back)(text)[0], second, atol=1e-5)
+    assert np.abs(first - second).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["--workdir=R/alibi"], "position alibi with this model.block has no layout in Hugging Face transformers"),
+        (["--workdir=R/llama", "--member=2"], "the run has 2 members"),
+        (["--workdir=R/none"], "holds no run"),
+    ],
+)
+def test_what_cannot_be_given_is_one_line_and_nothing_is_written(runs, words, says, tmp_path):
+    done = convert(*(word.replace("R", str(runs), 1) for word in words), f"--out={tmp_path / 'model'}")
+    lines = done.stderr.strip().splitlines()
+    assert done.returncode == 2 and len(lines) == 1 and says in lines[0], done.stderr
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,165 @@
+"""Whole models against an implementation that this project did not write (tests/goldens/make_models.py), both ways."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from configs.presets import BLOCKS, POSITIONS
+from rope_lm import interop
+from rope_lm.refusal import Refusal
+from tests import models
+
+FOLDER = Path(__file__).parents[1] / "goldens" / "models"
+GOLDENS = json.loads((FOLDER / "index.json").read_text())["models"]
+# Blocks that have a layout, and the encodings beside them. That of GPT-2 is also a NeoX that is not parallel.
+TURNED = ("rotary", "rotary_linear", "rotary_dynamic", "yarn", "llama3")
+PLACES = {
+    "llama": TURNED,
+    "neox": (*TURNED, "rotary_partial"),
+    "gpt2": ("learned", *TURNED, "rotary_partial"),
+    "bert": ("rotary",),
+}
+
+
+def logits(model: interop.Model, tokens) -> np.ndarray:
+    return np.asarray(jax.jit(lambda tokens: interop.make(model)(tokens)[0])(tokens))
+
+
+def ours(preset: str, position: str, **changes: object) -> interop.Model:
+    """A model of this project's, with random parameters everywhere."""
+    section = models.section(position, **{"block": BLOCKS[preset], "hidden": 48} | changes)
+    model = interop.Model(section, {}, models.VOCABULARY, preset != "bert", models.LENGTH)
+    shapes, tree = jax.tree.flatten(nnx.to_pure_dict(nnx.state(interop.shell(model), nnx.Param)))
+    draw = np.random.default_rng(0)
+    return model._replace(
+        params=jax.tree.unflatten(tree, [jnp.asarray(0.3 * draw.normal(size=x.shape), x.dtype) for x in shapes])
+    )
+
+
+@pytest.fixture(params=GOLDENS)
+def golden(request) -> Path:
+    return FOLDER / request.param
+
+
+def test_logits_are_those_of_the_other_implementation(golden):
+    with np.load(golden / "logits.npz") as wanted:
+        found = logits(interop.load(golden), wanted["tokens"])
+        np.testing.assert_allclose(found, wanted["logits"], atol=1e-4)
+
+
+def test_what_is_saved_is_what_was_read(golden, tmp_path):
+    """The very tensors that the goldens' logits were made from, so that they are made again there."""
+    interop.save(tmp_path / "model", interop.load(golden))
+    read, saved = (load_file(folder / "model.safetensors") for folder in (golden, tmp_path / "model"))
+    if "roformer" in golden.name:
+        # The vector of type 0 has gone into the table, and what the table was is a head of its own.
+        words, types = (f"roformer.embeddings.{name}_embeddings.weight" for name in ("word", "token_type"))
+        read.setdefault("cls.predictions.decoder.weight", read[words])
+        read.setdefault("cls.predictions.decoder.bias", read["cls.predictions.bias"])
+        read["cls.predictions.bias"] = read["cls.predictions.decoder.bias"]
+        read[words], read[types] = read[words] + read[types][0], np.zeros_like(read[types][:1])
+    assert read.keys() == saved.keys()
+    for name, tensor in read.items():
+        np.testing.assert_allclose(saved[name], tensor, atol=1e-6 if name.endswith("positions.weight") else 0)
+    before, after = (json.loads((folder / "config.json").read_text()) for folder in (golden, tmp_path / "model"))
+    silent = {
+        "tie_word_embeddings",
+        "type_vocab_size",
+        "pad_token_id",
+        "bos_token_id",
+        "eos_token_id",
+        "embedding_size",
+    }
+    same = before.keys() & after.keys() - silent - {"rope_parameters", "head_dim"}
+    assert {key: after[key] for key in same} == {key: before[key] for key in same}
+
+
+def test_saved_and_loaded_again_it_is_the_same_bits(golden, tmp_path):
+    first = interop.load(golden)
+    interop.save(tmp_path / "model", first)
+    again = interop.load(tmp_path / "model")
+    assert again._replace(params=None) == first._replace(params=None)
+    jax.tree.map(np.testing.assert_array_equal, again.params, first.params)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("block, position", [(block, each) for block, row in PLACES.items() for each in row])
+def test_a_model_of_ours_gives_the_same_logits_when_it_comes_back(block, position, tied, tmp_path):
+    model = ours(block, position, tied=tied, embedding_scale=0.7)
+    interop.save(tmp_path / "model", model)
+    again = interop.load(tmp_path / "model")
+    assert {key: again.section[key] for key in ("block", "position", "tied")} == {
+        key: model.section[key] for key in ("block", "position", "tied")
+    }
+    found, wanted = (logits(each, models.tokens(2)) for each in (again, model))
+    np.testing.assert_allclose(found, wanted, atol=2e-5)
+
+
+def test_what_has_no_layout_is_refused_by_name_and_nothing_is_written(tmp_path):
+    for block in BLOCKS:
+        for position in POSITIONS.keys() - PLACES.get(block, ()):
+            with pytest.raises(Refusal) as refusal:
+                interop.save(
+                    tmp_path / "model", interop.Model(models.section(position, block=BLOCKS[block]), {}, 2, True, 2)
+                )
+            said = str(refusal.value)
+            assert position in said and all(kind in said for kind in interop.LAYOUTS) and "\n" not in said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (
+            {"attention": {"name": "performer", "features": 16, "redraw": 9, "block": 8}},
+            "attention.name 'performer' would be 'softmax'",
+        ),
+        ({"block": BLOCKS["llama"] | {"norm": "layer"}}, "in llama block.norm 'layer' would be 'rms'"),
+        ({"block": BLOCKS["llama"] | {"residual": "parallel"}}, "block.residual 'parallel' would be 'pre'"),
+        ({"block": BLOCKS["llama"] | {"mlp": "gelu"}}, "in llama block.mlp 'gelu' would be 'swiglu'"),
+    ],
+)
+def test_what_hinders_is_named(change, words, tmp_path):
+    with pytest.raises(Refusal, match=words):
+        interop.save(tmp_path / "model", ours("llama", "rotary", **change))
+
+
+def test_a_bidirectional_model_has_no_place_where_all_are_causal(tmp_path):
+    with pytest.raises(Refusal, match="in llama causal False would be True"):
+        interop.save(tmp_path / "model", ours("llama", "rotary")._replace(causal=False))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_is_read_into_float32(dtype, tmp_path):
+    shutil.copy(FOLDER / "llama" / "config.json", tmp_path)
+    rough = {name: jnp.asarray(x, dtype) for name, x in load_file(FOLDER / "llama" / "model.safetensors").items()}
+    save_file({name: np.asarray(x) for name, x in rough.items()}, tmp_path / "model.safetensors")
+    loaded = interop.load(tmp_path).params
+    np.testing.assert_array_equal(loaded["embedding"], rough["model.embed_tokens.weight"].astype(jnp.float32))
+
+
+def test_older_spellings_mean_the_same(tmp_path):
+    """`rope_theta` and `rope_scaling` before transformers 5; tensors of a bare model have no prefix; causal masks and a
+    tied head may be among them."""
+    shutil.copytree(FOLDER / "llama_yarn", tmp_path / "llama")
+    config = json.loads((tmp_path / "llama" / "config.json").read_text())
+    new = config.pop("rope_parameters")
+    config |= {"rope_theta": new.pop("rope_theta"), "rope_scaling": {"type": new.pop("rope_type"), **new}}
+    (tmp_path / "llama" / "config.json").write_text(json.dumps(config))
+    assert interop.load(tmp_path / "llama").section == interop.load(FOLDER / "llama_yarn").section
+
+    shutil.copytree(FOLDER / "gpt2", tmp_path / "gpt2")
+    tensors = load_file(FOLDER / "gpt2" / "model.safetensors")
+    bare = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    bare |= {"h.0.attn.bias": np.tril(np.ones((1, 1, 32, 32), np.uint8)), "lm_head.weight": bare["wte.weight"]}
+    save_file(bare, tmp_path / "gpt2" / "model.safetensors")
+    jax.tree.map(
+        np.testing.assert_array_equal, interop.load(tmp_path / "gpt2").params, interop.load(FOLDER / "gpt2").params
+    )
