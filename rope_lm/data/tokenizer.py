@@ -371,7 +371,9 @@ def _whole(folder: Path) -> bool:
     except (OSError, ValueError):
         return False
     try:
-        return BPE((folder / BPE.FILE).read_text()).fingerprint == meta["fingerprint"]
+        whole = BPE((folder / BPE.FILE).read_text()).fingerprint == meta["fingerprint"]
     except Exception:  # tokenizers raises nothing narrower
+        whole = False
+    if not whole:
         print(f"{folder / BPE.FILE}: not as it was written; made again", file=sys.stderr)
-        return False
+    return whole
