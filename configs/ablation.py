@@ -45,7 +45,15 @@ def encodings(base: ConfigDict) -> Iterator[Arm]:
         yield name, _position(name, base)
 
 
-SWEEPS = {"quick": quick, "tuning": tuning, "encodings": encodings}
+def probes(base: ConfigDict) -> Iterator[Arm]:
+    """The arms of `quick` on a task that needs position, induction or the one of `probes,data=probe:NAME`; then
+    `python -m scripts.probe` on the folder. The rates are those of the text, not tuned for the task."""
+    if not base.data.name.startswith("probe:"):
+        base.data.name = "probe:induction"
+    yield from quick(base)
+
+
+SWEEPS = {"quick": quick, "tuning": tuning, "encodings": encodings, "probes": probes}
 
 
 def _position(name: str, base: ConfigDict) -> dict[str, Any]:

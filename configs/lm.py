@@ -48,10 +48,10 @@ def get_config(text: str = "") -> ConfigDict:
     config.seeds = (0,)  # a member of the ensemble for each seed (initialisation and data order) and each peak rate
     config.data = ConfigDict(
         {
-            "name": chosen["data"],  # stdlib, text:PATH (a file, a folder or a .zip), tfds:NAME
+            "name": chosen["data"],  # stdlib, enwik8, text:PATH (a file, a folder or a .zip), tfds:NAME, probe:NAME
             "split": "",  # tfds only: a split expression that is divided 90/5/5; "" is the dataset's own splits
             "field": "",  # tfds only: the feature that is text; "" is the only one
-            "tokenizer": "bytes",
+            "tokenizer": "bytes",  # bytes, bpe:SIZE (trained on the text), sentencepiece:PATH (a .model file)
             "length": scale["data"]["length"],  # tokens
             "batch": scale["data"]["batch"],  # rows a step, of each member
             "validation": 128,  # rows, the same for every arm and seed

@@ -37,11 +37,11 @@ TUNED = {
         "rotary": 1.2e-2,
     },
     "causal-performer": {
-        "none": 1.2e-2,
-        "learned": 1.2e-2,
+        "none": 6e-3,
+        "learned": 2.4e-2,
         "sinusoidal": 1.2e-2,
         "rotary": 1.2e-2,  # before the feature map, as the code that RoFormer cites
-        "rotary_features": 1.2e-2,  # after it, as RoFormer's Eq. 19
+        "rotary_features": 6e-3,  # after it, as RoFormer's Eq. 19
         "rotary_sinusoidal": 1.2e-2,  # before it, with sinusoids added: what that code ran
     },
     "masked-softmax": {
@@ -51,11 +51,11 @@ TUNED = {
         "rotary": 1.2e-2,
     },
     "masked-performer": {
-        "none": 1.2e-2,
-        "learned": 1.2e-2,
-        "sinusoidal": 1.2e-2,
-        "rotary": 1.2e-2,
-        "rotary_features": 1.2e-2,
+        "none": 3e-3,
+        "learned": 6e-3,
+        "sinusoidal": 6e-3,
+        "rotary": 6e-3,
+        "rotary_features": 3e-3,
     },
 }
 # Width and layers; heads of 16. 0.04, 0.13, 0.38 and 0.85 million parameters on bytes.

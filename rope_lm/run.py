@@ -216,6 +216,7 @@ def train(
             return status
         step = 0
         try:
+            planned.data.coder.save(record.workdir)
             with _signals() as stop, Checkpoints(record.workdir / "checkpoints", keep=2) as checkpoints:
                 loop = Loop(planned, record, checkpoints, stop)
                 try:

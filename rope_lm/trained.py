@@ -60,5 +60,5 @@ def load(workdir: Path, position: Mapping[str, Any] | None = None, length: int |
         seeds=tuple(member["seed"] for member in manifest["members"]),
         models=tuple(program.model(saved.tree, i) for i in range(len(manifest["members"]))),
         objective=program.objective,
-        coder=tokenizer.make(config["data"]["tokenizer"]),
+        coder=tokenizer.load(config["data"]["tokenizer"], workdir, manifest["data"]["fingerprint"]["tokenizer"]),
     )

@@ -38,7 +38,10 @@ def main() -> int:
     except OSError as error:
         raise Refusal(f"--out={arguments.out!r} cannot be written ({error.strerror}): choose another folder") from error
     console = Console()
-    console.print(_verdicts(summary, arguments.treatment))
+    if summary["arms"] or not summary["tuning"]:
+        console.print(_verdicts(summary, arguments.treatment))
+    if summary["tuning"]:
+        console.print(_rates(summary))
     if summary["claims"]:
         console.print(_claims(summary))
     for warning in summary["warnings"]:
@@ -66,6 +69,16 @@ def _verdicts(summary: dict, treatment: str) -> Table:
         over = arm[f"speedup_of_{treatment}"] or {"verdict": ""}
         before = arm["setting"]
         table.add_row(*setting, arm["arm"], f"{arm['final_nats']['mean']:.3f}", _estimate(over, 2), over["verdict"])
+    return table
+
+
+def _rates(summary: dict) -> Table:
+    several = len({tuning["setting"] for tuning in summary["tuning"]}) > 1
+    table = Table(*["setting"] * several, "encoding", "best peak rate", "final nats/token at each rate")
+    for tuning in summary["tuning"]:
+        finals = zip(tuning["rates"], tuning["final_nats"], strict=True)
+        shown = ", ".join(f"{rate:g}: " + ("diverged" if nats is None else f"{nats:.3f}") for rate, nats in finals)
+        table.add_row(*[tuning["setting"]] * several, tuning["arm"], f"{tuning['best']:g}", shown)
     return table
 
 

@@ -2,8 +2,8 @@
 
     python -m scripts.train --workdir=runs/a --config=configs/lm.py:position=rotary,data=stdlib,scale=tiny
 
-The config string picks data (stdlib, text:PATH, tfds:NAME), scale (nano, tiny, small, gpt2, 1b), objective (causal,
-masked), attention (softmax, performer), block (ours, llama, gpt2, neox, bert) and position:
+The config string picks data (stdlib, enwik8, text:PATH, tfds:NAME, probe:NAME), scale (nano, tiny, small, gpt2, 1b),
+objective (causal, masked), attention (softmax, performer), block (ours, llama, gpt2, neox, bert) and position:
 
     none, learned, sinusoidal, relative_bias (T5), alibi, kerple_log, kerple_power, fire, sandwich, shaw, cope,
     transformer_xl, rotary, rotary_partial, rotary_layered, rotary_linear, rotary_ntk, rotary_dynamic, yarn, llama3,

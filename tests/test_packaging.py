@@ -24,7 +24,7 @@ FLOORS = [
     ["checkpoint", "progress"],
     ["run"],
     ["launch", "analysis", "benchmark", "verification", "trained", "interop"],
-    ["generate", "extrapolation", "distance"],
+    ["generate", "extrapolation", "probing", "distance"],
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -25,7 +25,9 @@ def call(*words: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, stdin=subprocess.DEVNULL)
 
 
-@pytest.mark.parametrize("script", ["train", "sweep", "report", "benchmark", "verify", "generate", "extrapolate"])
+@pytest.mark.parametrize(
+    "script", ["train", "sweep", "report", "benchmark", "verify", "generate", "extrapolate", "probe"]
+)
 def test_help_is_worth_reading(script):
     done = call(f"scripts.{script}", "--help")
     assert done.returncode == 0

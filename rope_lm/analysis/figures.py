@@ -61,17 +61,19 @@ def style(name: str, others: Sequence[str]) -> dict[str, object]:
     return {"color": color, "linestyle": dash, "marker": marker}
 
 
-def _legend(axes: plt.Axes) -> None:
+def _legend(axes: plt.Axes, beside: bool = False) -> None:
     """In the axes, or beside them where it would cover the lines."""
-    many = len(axes.get_legend_handles_labels()[1]) > 8
-    axes.legend(**({"loc": "upper left", "bbox_to_anchor": (1.01, 1), "fontsize": 8} if many else {}))
+    if len(axes.get_legend_handles_labels()[1]) > 8:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8)
+    else:
+        axes.legend(**({"loc": "upper left", "bbox_to_anchor": (1.01, 1)} if beside else {}))
 
 
 def save(figure: Figure, path: Path) -> None:
     """Writes path.svg and path.png, without dates."""
     with matplotlib.rc_context(RC):
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
-        figure.savefig(path.with_suffix(".png"), dpi=160, metadata={"Software": None})
+        figure.savefig(f"{path}.svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(f"{path}.png", dpi=160, metadata={"Software": None})
     plt.close(figure)
 
 
@@ -223,7 +225,7 @@ def against(axes: plt.Axes, settings: Sequence[Comparison], values: Sequence[flo
     axes.margins(x=0.12)
     axes.xaxis.set_minor_formatter(NullFormatter())
     _plain_log_y(axes)
-    _legend(axes)
+    _legend(axes, beside=True)
 
 
 @drawn((7.2, 3.8))
@@ -239,7 +241,7 @@ def sensitivity(axes: plt.Axes, tunings: Sequence[Tuning]) -> None:
     rates = sorted({rate for tuning in tunings for rate in tuning.rates})
     axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
     axes.xaxis.set_minor_formatter(NullFormatter())
-    _legend(axes)
+    _legend(axes, beside=True)
 
 
 @drawn((7.2, 3.8))
@@ -258,7 +260,7 @@ def by_rate(axes: plt.Axes, found: Sequence[Sensitivity], treatment: str) -> Non
     axes.set_xticks(range(len(rates) + 1), [*(f"{rate:g}" for rate in rates), "each its\nown best"])
     axes.set(xlabel="peak learning rate of both arms", ylabel=f"speed-up of {treatment}, log scale", yscale="log")
     _plain_log_y(axes)
-    _legend(axes)
+    _legend(axes, beside=True)
 
 
 @drawn((7.2, 4.2))

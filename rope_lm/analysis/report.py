@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -87,7 +88,7 @@ class Report:
         """Of figures' names: the parts that tell them apart, with the sweep's name where there are several."""
         alike = [each for each in self.sweeps if each.grid == sweep.grid]
         parts = [sweep.name] * (len(alike) > 1) + [setting.setting] * bool(setting.setting)
-        return "".join(f"{part}-" for part in parts).replace("/", "-")
+        return "".join(f"{_plain(part)}-" for part in parts)
 
     def _section(self, setting: Sweep, prefix: str) -> Section:
         if setting.grid:
@@ -185,12 +186,18 @@ def write(sweeps: Sequence[Sweep], out: Path, treatment: str, command: str) -> d
         sentence=sentence,
         noise=noise,
         bounded=bounded,
+        plain=_plain,
         measure=measure,
         cell=cell,
         estimate=estimate,
     )
     (out / "index.html").write_text(page, encoding="utf-8")
     return made
+
+
+def _plain(name: str) -> str:
+    """Of a name, what may stand in a file's name and in an SVG."""
+    return re.sub(r"[^\w.-]", "-", name)
 
 
 def _json(value: Any, path: Path, indent: int | None) -> None:
@@ -254,7 +261,7 @@ def _figures(report: Report) -> Iterator[tuple[str, Any]]:
         if section.sensitivities:
             yield f"{name}rates", figures.by_rate(section.sensitivities, report.treatment)
     for factor in report.factors:
-        yield f"{factor.sweep.name}-factor", figures.against(factor.settings, factor.values, factor.name)
+        yield f"{_plain(factor.sweep.name)}-factor", figures.against(factor.settings, factor.values, factor.name)
 
 
 def summary(report: Report) -> dict[str, Any]:

@@ -7,7 +7,9 @@ from pathlib import Path
 import grain
 import numpy as np
 
-from rope_lm.data import batches, corpora, tokenizer, tokens
+from rope_lm.data import batches, corpora, probes, tokens
+from rope_lm.data import tokenizer as tokenizers  # `make` has an argument of that name
+from rope_lm.data.tokenizer import Tokenizer
 from rope_lm.refusal import Refusal
 
 
@@ -19,10 +21,11 @@ class Data:
     length: int  # T, tokens
     batch: int  # B, rows
     bytes_per_token: float  # of the validation text: turns nats per token into bits per byte
+    coder: Tokenizer = field(repr=False)
     fingerprint: dict[str, str]  # of the text, the tokenizer and the tokens
     documents: dict[str, int]  # by split
     tokens: dict[str, int]  # by split
-    train: batches.Rows = field(repr=False)
+    train: batches.Source = field(repr=False)
     validation: np.ndarray = field(repr=False)  # int32 [R T+1], the same rows for every arm and seed
     orders: dict[int, grain.MapDataset] = field(default_factory=dict, repr=False)
 
@@ -43,17 +46,23 @@ class Data:
 def make(
     name: str, tokenizer: str, length: int, batch: int, validation: int, cache: str, split: str, field: str
 ) -> Data:
-    """The data of a config: `name` is stdlib, text:PATH or tfds:NAME; `length` in tokens, `batch` and `validation` in
-    rows; `split` and `field` choose within a TFDS dataset ("" is its own splits, its only text).
+    """The data of a config: `name` is stdlib, enwik8, text:PATH, tfds:NAME or probe:NAME; `tokenizer` is bytes,
+    bpe:SIZE or sentencepiece:PATH; `length` in tokens, `batch` and `validation` in rows; `split` and `field` choose
+    within a TFDS dataset ("" is its own splits, its only text).
 
     Raises Refusal for text that is not there, is no text, or is too short.
     """
     for key, value in (("length", length), ("batch", batch), ("validation", validation)):
         if value < 1:
             raise Refusal(f"data.{key}={value}: must be at least 1")
-    coder = _tokenizer(tokenizer)
+    if not name.startswith("tfds:") and (split or field):
+        raise Refusal(f"data.split={split!r}, data.field={field!r}: only data=tfds:NAME has them; leave both empty")
+    tokenizers.check(tokenizer)
+    if name.startswith("probe:"):
+        return _probe(name.removeprefix("probe:"), tokenizer, length, batch, validation)
     folder = Path(cache).expanduser()
     corpus = corpora.open_corpus(name, split, field, folder)
+    coder = tokenizers.make(tokenizer, corpus, folder)
     made = tokens.prepare(corpus, coder, folder)
     train = batches.Rows(made.splits["train"], length)
     batches.shuffled(train, batch, 0)  # refuses text that is too short
@@ -61,6 +70,7 @@ def make(
         vocabulary=coder.vocabulary,
         length=length,
         batch=batch,
+        coder=coder,
         bytes_per_token=made.bytes["validation"] / max(1, len(made.splits["validation"])),
         fingerprint={"text": corpus.fingerprint, "tokenizer": coder.fingerprint, "tokens": made.fingerprint},
         documents=made.documents,
@@ -70,4 +80,20 @@ def make(
     )
 
 
-_tokenizer = tokenizer.make  # `make` has an argument of that name
+def _probe(name: str, tokenizer: str, length: int, batch: int, validation: int) -> Data:
+    if tokenizer != "bytes":
+        raise Refusal(f"data.tokenizer={tokenizer}: the symbols of data=probe:{name} are bytes; leave it at bytes")
+    splits = {split: probes.Probe(name, length, split) for split in corpora.SPLITS}
+    coder, drawn = tokenizers.Bytes(), probes.fingerprint(splits.values())
+    return Data(
+        vocabulary=coder.vocabulary,
+        length=length,
+        batch=batch,
+        coder=coder,
+        bytes_per_token=1.0,
+        fingerprint={"text": drawn, "tokenizer": coder.fingerprint, "tokens": drawn},
+        documents={split: len(rows) for split, rows in splits.items()},
+        tokens={split: len(rows) * (length + 1) for split, rows in splits.items()},
+        train=splits["train"],
+        validation=batches.spread(splits["validation"], validation),
+    )

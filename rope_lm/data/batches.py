@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import grain
 import numpy as np
@@ -15,6 +15,17 @@ class Batch(NamedTuple):
 
     rows: np.ndarray  # int32 [M B T+1]
     digests: list[bytes]  # [M]
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Rows of length + 1 tokens by number, for Grain."""
+
+    length: int
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int) -> np.ndarray: ...  # int32 [length + 1]
 
 
 class Rows:
@@ -32,7 +43,7 @@ class Rows:
         return self.tokens[start : start + self.length + 1].astype(np.int32)
 
 
-def shuffled(rows: Rows, batch: int, seed: int) -> grain.MapDataset:
+def shuffled(rows: Source, batch: int, seed: int) -> grain.MapDataset:
     """Batches [B T+1] by step: every row once in an epoch, in an order that (seed, epoch) alone decides."""
     if len(rows) < batch:
         raise Refusal(
@@ -64,7 +75,7 @@ def chain(consumed: Sequence[str], batch: Batch) -> list[str]:
     return [hashlib.sha256(bytes.fromhex(before) + digest).hexdigest() for before, digest in links]
 
 
-def spread(rows: Rows, count: int) -> np.ndarray:
+def spread(rows: Source, count: int) -> np.ndarray:
     """int32 [count T+1]: rows at even distances over the whole of them, always the same ones."""
     if len(rows) < count:
         raise Refusal(

@@ -1,23 +1,18 @@
 """Documents to one memory-mapped file of tokens per split, kept by fingerprint."""
 
-import fcntl
 import hashlib
 import json
 import os
-import shutil
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from rope_lm.data import cache
 from rope_lm.data.corpora import SPLITS, Corpus
-from rope_lm.data.tokenizer import Tokenizer
-from rope_lm.refusal import Refusal
+from rope_lm.data.tokenizer import Tokenizer, blocks
 
 DTYPE = np.dtype("<u2")
 HASHED = 256 * 2**20  # a file up to this many bytes is hashed whenever it is opened, a larger one has its size checked
@@ -32,22 +27,13 @@ class Tokens(NamedTuple):
     fingerprint: str  # sha256 over the token files' own
 
 
-def prepare(corpus: Corpus, tokenizer: Tokenizer, cache: Path) -> Tokens:
-    """The tokens, from `cache` if they are there and whole, else made. Several processes may do so at once.
+def prepare(corpus: Corpus, tokenizer: Tokenizer, root: Path) -> Tokens:
+    """The tokens, from the cache at `root` if they are there and whole, else made. Several processes may do so at once.
 
     Raises Refusal when the cache cannot be written.
     """
     name = hashlib.sha256(f"{corpus.fingerprint} {tokenizer.fingerprint}".encode()).hexdigest()[:24]
-    folder = cache / "tokens" / name
-    try:
-        with _alone(cache / "tokens", name):
-            if not _whole(folder):
-                _build(folder, corpus, tokenizer)
-    except OSError as error:
-        raise Refusal(
-            f"data.cache={str(cache)!r} cannot be written ({error.strerror or error}): free some space there or set "
-            "--config.data.cache to another folder"
-        ) from error
+    folder = cache.prepare(root, f"tokens/{name}", _whole, lambda partial: _build(partial, corpus, tokenizer))
     meta = _meta(folder)
     splits = {split: _map(folder / f"{split}.u16") for split in SPLITS}
     sums = "".join(meta["splits"][split]["sha256"] for split in SPLITS)
@@ -85,29 +71,11 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@contextmanager
-def _alone(folder: Path, name: str) -> Iterator[None]:
-    """One process at a time; the operating system lets the next one in, even after a SIGKILL."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / f"{name}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def _build(folder: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
-    for orphan in folder.parent.glob(f"{folder.name}.*.partial"):
-        shutil.rmtree(orphan)  # of a process that was killed; nobody else is here
-    partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".partial", dir=folder.parent))
-    try:
-        meta = {"text": corpus.fingerprint, "tokenizer": tokenizer.fingerprint, "splits": {}}
-        for split in SPLITS:
-            meta["splits"][split] = _write(partial / f"{split}.u16", split, corpus, tokenizer)
-        (partial / "meta.json").write_text(json.dumps(meta, indent=2))
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    meta = {"text": corpus.fingerprint, "tokenizer": tokenizer.fingerprint, "splits": {}}
+    for split in SPLITS:
+        meta["splits"][split] = _write(folder / f"{split}.u16", split, corpus, tokenizer)
+    (folder / "meta.json").write_text(json.dumps(meta, indent=2))
 
 
 def _write(path: Path, split: str, corpus: Corpus, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -115,9 +83,9 @@ def _write(path: Path, split: str, corpus: Corpus, tokenizer: Tokenizer) -> dict
     digest, said = hashlib.sha256(), time.monotonic()
     with open(path, "wb") as file:
         for document in corpus.documents(split):
-            for piece in document:
-                encoded = tokenizer.encode(piece).astype(DTYPE, copy=False)
-                tokens, size = tokens + len(encoded), size + len(piece)
+            for block in blocks(document):
+                encoded = tokenizer.encode(block).astype(DTYPE, copy=False)
+                tokens, size = tokens + len(encoded), size + len(block)
                 digest.update(encoded)
                 file.write(encoded)
             end = np.array([tokenizer.separator], DTYPE)

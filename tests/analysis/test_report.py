@@ -172,6 +172,8 @@ def test_a_damaged_run_is_named_in_one_line(sweep, name, content, words):
 
 def test_names_are_text_on_the_page(tmp_path):
     write_run(tmp_path / "s" / "<script>alert(1)<", "rotary", 1)
+    write_run(tmp_path / "s" / "<script>2<" / "rotary", "rotary", 1)
+    write_claim(tmp_path / "s", setting="<script>2<", published="<script>3<")
     report.write([load(tmp_path / "s")], tmp_path / "out", "rotary", "<b>command</b>")
     page = (tmp_path / "out" / "index.html").read_text()
     assert "<script" not in page and "&lt;script&gt;" in page and "&lt;b&gt;command" in page

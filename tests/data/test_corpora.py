@@ -14,7 +14,8 @@ from rope_lm import data
 from rope_lm.data import corpora
 from rope_lm.refusal import Refusal
 
-SHAKESPEARE = Path(__file__).parents[3] / "shared" / "data" / "tiny_shakespeare.txt"
+SHARED = Path(__file__).parents[3] / "shared" / "data"  # text that is no part of the project
+SHAKESPEARE, REVIEWS = SHARED / "tiny_shakespeare.txt", SHARED / "movie_reviews.zip"
 
 
 def make(name: str, cache: str, **changes: object) -> data.Data:
@@ -154,3 +155,49 @@ def test_tiny_shakespeare_through_its_real_builder(tmp_path, cache, monkeypatch)
             make("tfds:tiny_shakespeare", cache, **changes)
     half = make("tfds:tiny_shakespeare", cache, split="train[:100%]")
     assert half.tokens["train"] < made.tokens["train"]
+
+
+def test_a_large_tfds_dataset_is_divided_without_holding_it(tmp_path, cache, monkeypatch):
+    """lm1b and c4 have no three splits, and more text than memory."""
+    import tensorflow_datasets as tfds
+
+    class OnlyTrain(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = tfds.features.FeaturesDict({"text": tfds.features.Text(), "url": tfds.features.Text()})
+            return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            yield from ((i, {"text": _long(i), "url": f"{i}"}) for i in range(400))
+
+    monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path))
+    with pytest.raises(Refusal, match=r"has the text fields text, url: set --config.data.field"):
+        make("tfds:only_train", cache)
+    corpus = corpora.open_corpus("tfds:only_train", "", "text", Path(cache))
+    tracemalloc.start()
+    kept = {split: [next(iter(document))[:9] for document in corpus.documents(split)] for split in corpora.SPLITS}
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 * 2**20, f"{peak / 2**20:.0f} MiB of 38 at once"
+    sources = [corpora._memory(f"{i:09d}", _long(i)) for i in range(400)]
+    for split, documents in kept.items():
+        assert documents == [next(iter(document))[:9] for _, document in corpora.divide(sources, split)]
+    few = everything(corpora.open_corpus("tfds:only_train", "train[:2]", "text", Path(cache)))
+    assert b"".join(few["train"] + few["validation"] + few["test"]).count(b"x") == 200_000 - 18
+
+
+def _long(i: int) -> bytes:
+    return f"{i:09d}".encode().ljust(100_000, b"x")
+
+
+@pytest.mark.skipif(not REVIEWS.exists(), reason="the zip of film reviews is not here")
+def test_a_zip_of_two_thousand_documents(cache):
+    made = make(f"text:{REVIEWS}", cache)
+    assert sum(made.documents.values()) == 2000 and min(made.documents.values()) > 80
+    assert sum(made.tokens.values()) == pytest.approx(7.8e6, rel=0.01)
+    fewer = make(f"text:{REVIEWS}", cache, tokenizer="bpe:2000")
+    assert fewer.documents == made.documents and 3 < fewer.bytes_per_token < 5

@@ -1,0 +1,254 @@
+"""Tokenizers: every byte comes back, the same tokens wherever text is cut, trained once, and the mistakes."""
+
+import io
+import itertools
+import json
+import multiprocessing
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+from hypothesis import given
+from hypothesis import strategies as st
+
+from configs import lm
+from rope_lm import data, journal, run, trained
+from rope_lm.data import corpora, tokenizer
+from rope_lm.refusal import Refusal
+from scripts import entry
+
+ROOT = Path(__file__).parents[2]
+PROSE = "".join(source.read_text() for source in sorted((ROOT / "rope_lm").glob("*.py")))
+ODD = "naïve café, 東京は夜。\n\tÅngström's  ﬁne…\n\n  ▁ \u00a0 ½ x\x00y don't 12345678901234567890 \r\n" + "=" * 200
+BYTES = st.one_of(st.binary(max_size=60), st.text(max_size=60).map(str.encode), st.sampled_from([ODD.encode()]))
+
+
+def piece_model(**options: object) -> bytes:
+    """A SentencePiece model of PROSE, 500 pieces."""
+    made = io.BytesIO()
+    lines = iter(PROSE.splitlines())
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=lines, model_writer=made, vocab_size=500, minloglevel=2, **options
+    )
+    return made.getvalue()
+
+
+@pytest.fixture(scope="module")
+def coders() -> dict[str, tokenizer.Tokenizer]:
+    return {
+        "bytes": tokenizer.Bytes(),
+        "bpe": tokenizer.BPE.train([PROSE.encode()], 600),
+        "unigram": tokenizer.SentencePiece(piece_model(byte_fallback=True), "unigram"),
+        "pairs": tokenizer.SentencePiece(piece_model(byte_fallback=True, model_type="bpe"), "pairs"),
+    }
+
+
+NAMES = ("bytes", "bpe", "unigram", "pairs")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(content=BYTES)
+def test_any_bytes_are_tokens_and_come_back(coders, name, content):
+    coder = coders[name]
+    encoded = coder.encode(content)
+    assert encoded.dtype == np.uint16 and encoded.ndim == 1 and (encoded < coder.separator).all()
+    assert coder.vocabulary == coder.separator + 1
+    assert coder.decode(np.append(encoded, coder.separator)) == content
+    assert b"".join(coder.decode(np.array([token])) for token in encoded) == content, "token by token"
+
+
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_text_like_that_of_the_training_is_shorter_in_tokens(coders, name):
+    assert len(coders[name].encode(PROSE.encode())) < 0.7 * len(PROSE)
+    assert isinstance(coders[name], tokenizer.Tokenizer)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(seed=st.integers(0, 10**6))
+def test_where_blocks_are_cut_no_token_is(coders, name, seed):
+    """The law that `blocks` counts on, at every place where it may cut."""
+    words = random.Random(seed).choices(
+        [*ODD.split(" "), "a", "", "\n", "x\n\n", "def f(self):\n    return 1", "é"], k=12
+    )
+    text = " ".join(words)
+    whole = coders[name].encode(text.encode())
+    for at in range(1, len(text)):
+        if text[at] in " \n" and not text[at - 1].isspace():
+            apart = [coders[name].encode(part.encode()) for part in (text[:at], text[at:])]
+            np.testing.assert_array_equal(np.concatenate(apart), whole)
+
+
+def test_the_pieces_of_a_document_change_no_token(coders):
+    text = (PROSE.encode() * (3 * tokenizer.BLOCK // len(PROSE) + 1))[: 3 * tokenizer.BLOCK]
+    draw = random.Random(0)
+    cuts = [0, *sorted(draw.choices(range(len(text)), k=40)), len(text)]
+    pieces = [text[start:stop] for start, stop in itertools.pairwise(cuts)]
+    blocks = list(tokenizer.blocks(pieces))
+    assert b"".join(blocks) == text and blocks == list(tokenizer.blocks([text])) and len(blocks) == 4
+    assert max(map(len, blocks)) <= tokenizer.BLOCK
+    encoded = np.concatenate([coders["bpe"].encode(block) for block in blocks])
+    np.testing.assert_array_equal(encoded, coders["bpe"].encode(text))
+
+
+@pytest.mark.parametrize("unit", [b"x", "é".encode(), "東京".encode(), b"\xff", b"\x80"])
+def test_text_without_a_space_is_cut_between_letters(unit):
+    text = b"." + unit * (2 * tokenizer.BLOCK // len(unit))
+    blocks = list(tokenizer.blocks(text[at : at + 777_777] for at in range(0, len(text), 777_777)))
+    assert b"".join(blocks) == text and max(map(len, blocks)) <= tokenizer.BLOCK
+    if unit[0] not in (0xFF, 0x80):
+        assert all(block.decode() for block in blocks)
+
+
+def test_training_is_the_same_each_time_and_in_any_process(tmp_path, text, coders):
+    again = tokenizer.BPE.train([PROSE.encode()], 600)
+    assert again.fingerprint == coders["bpe"].fingerprint and again.model == coders["bpe"].model
+    assert tokenizer.BPE.train([PROSE.encode()], 601).fingerprint != again.fingerprint
+    with multiprocessing.get_context("spawn").Pool(3) as pool:
+        found = pool.starmap(_fingerprint, [(text, tmp_path)] * 3)
+    assert len(set(found)) == 1
+    made = [each for each in (tmp_path / "tokenizers").iterdir() if each.is_dir()]
+    assert len(made) == 1, "one was trained, and no partial folder is left"
+    meta = json.loads((made[0] / "meta.json").read_text())
+    assert meta["bytes"] == data.make(f"text:{text}", "bytes", 8, 2, 2, str(tmp_path), "", "").tokens["train"] - 1
+    assert meta["most"] == tokenizer.TRAINED and meta["fingerprint"] == found[0]
+
+
+def _fingerprint(text: Path, cache: Path) -> str:
+    return tokenizer.make("bpe:300", corpora.open_corpus(f"text:{text}", "", "", cache), cache).fingerprint
+
+
+def test_a_kept_tokenizer_is_used_and_a_damaged_one_made_again(tmp_path, text, capfd):
+    before = _fingerprint(text, tmp_path)
+    assert "training data.tokenizer=bpe:300" in capfd.readouterr().err
+    assert _fingerprint(text, tmp_path) == before and capfd.readouterr().err == ""
+    path = next(tmp_path.glob("tokenizers/*/tokenizer.json"))
+    content = path.read_text()
+    swapped = json.loads(content)
+    swapped["model"]["merges"][:2] = reversed(swapped["model"]["merges"][:2])  # whole, and another tokenizer
+    for spoiled in (content[:-100], json.dumps(swapped), ""):
+        path.write_text(spoiled)
+        assert _fingerprint(text, tmp_path) == before
+        assert "not as it was written; made again" in capfd.readouterr().err
+    assert path.read_text() == content
+
+
+def test_training_reads_no_more_than_its_bound(tmp_path, text, monkeypatch):
+    monkeypatch.setattr(tokenizer, "TRAINED", 10_000)
+    _fingerprint(text, tmp_path)
+    meta = json.loads(next(tmp_path.glob("tokenizers/*/meta.json")).read_text())
+    assert meta["bytes"] == meta["most"] == 10_000
+
+
+def test_a_text_without_spaces_is_trained_on_in_seconds():
+    """Pairs are merged within words: one word of a MiB would be gone through for every merge."""
+    letters = np.random.default_rng(0).integers(ord("a"), ord("e"), tokenizer.BLOCK, dtype=np.uint8).tobytes()
+    train = "print(BPE.train([sys.stdin.buffer.read()], 2000).vocabulary)"
+    code = f"import sys; from rope_lm.data.tokenizer import BPE; {train}"
+    done = subprocess.run([sys.executable, "-c", code], input=letters, cwd=ROOT, capture_output=True, timeout=60)
+    assert done.stdout.strip() == b"2000", done.stderr
+
+
+def test_bits_per_byte_are_of_the_bytes(text, cache):
+    made = {name: data.make(f"text:{text}", name, 8, 2, 2, cache, "", "") for name in ("bytes", "bpe:400")}
+    size = {name: each.bytes_per_token * each.tokens["validation"] for name, each in made.items()}
+    assert size["bytes"] == pytest.approx(size["bpe:400"])
+    assert made["bpe:400"].bytes_per_token > 2 and made["bpe:400"].vocabulary == 400
+    assert made["bytes"].fingerprint["text"] == made["bpe:400"].fingerprint["text"]
+    assert made["bytes"].fingerprint["tokenizer"] != made["bpe:400"].fingerprint["tokenizer"]
+    row = made["bpe:400"].validation[0]
+    assert made["bpe:400"].coder.decode(row) in text.read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["bpe:300", "sentencepiece"])
+def test_a_run_carries_its_tokenizer(tmp_path, text, kind):
+    """A run is opened where neither its text, nor the cache, nor the model's file is."""
+    (tmp_path / "my.model").write_bytes(piece_model(byte_fallback=True))
+    config = lm.get_config(f"position=rotary,data=text:{text}")
+    config.steps, config.every.evaluate, config.every.save = 2, 2, 2
+    config.data.tokenizer = f"sentencepiece:{tmp_path / 'my.model'}" if kind == "sentencepiece" else kind
+    config.data.update({"length": 8, "batch": 2, "validation": 2, "cache": str(tmp_path / "cache")})
+    config.model.update({"width": 16, "heads": 2, "layers": 1, "hidden": 16})
+    run.train(entry.plain(config), tmp_path / "run", journal.provenance(["test"], {}))
+    (tmp_path / "my.model").unlink()
+    coder = trained.load(tmp_path / "run").coder
+    assert (
+        coder.fingerprint
+        == json.loads((tmp_path / "run/manifest.json").read_text())["data"]["fingerprint"]["tokenizer"]
+    )
+    assert coder.decode(coder.encode(ODD.encode())) == ODD.encode()
+    (file,) = (tmp_path / "run").glob("tokenizer.*")
+    for content, words in [
+        (tokenizer.BPE.train([PROSE.encode()], 300).model.encode(), "is not the one that it was trained with"),
+        (piece_model(byte_fallback=True, model_type="char"), "is not the one that it was trained with"),
+        (file.read_bytes()[:-100], "bring the file back"),
+    ]:
+        if content.startswith(b"{") == (kind == "bpe:300"):
+            file.write_bytes(content)
+            with pytest.raises(Refusal, match=rf"run/tokenizer\.\w+ .*{words}"):
+                trained.load(tmp_path / "run")
+    file.unlink()
+    with pytest.raises(
+        Refusal, match=r"the run's tokenizer: .*run/tokenizer\.\w+ cannot be read .*bring the file there"
+    ):
+        trained.load(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("byte", "unknown data.tokenizer 'byte': did you mean bytes"),
+        ("bpe", "unknown data.tokenizer 'bpe': did you mean bpe:SIZE"),
+        ("sentencepiece:", "unknown data.tokenizer 'sentencepiece:': did you mean sentencepiece:PATH"),
+        ("bytes:1", "unknown data.tokenizer 'bytes:1'"),
+        ("bpe:many", r"bpe:many: SIZE must be a whole number from 257 .*to 65535"),
+        ("bpe:256", r"bpe:256: SIZE must be a whole number from 257 .*to 65535"),
+        ("bpe:65536", "a vocabulary of 65,536 tokens is above 65,535"),
+        ("bpe:30000", r"no pair of tokens occurs twice in this text after [\d,]+ tokens were made; .*bpe:\d+ at most"),
+        ("sentencepiece:/none.model", "/none.model cannot be read .*bring the file there"),
+        ("sentencepiece:TEXT", "is no SentencePiece model: give the .model file"),
+        ("sentencepiece:EMPTY", "is no SentencePiece model: give the .model file"),
+        ("sentencepiece:HUGE", "a vocabulary of 65,536 tokens is above 65,535"),
+        ("sentencepiece:CLOSED", r"has no piece for b'\\n' .*--byte_fallback=true"),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path, text, cache, name, words):
+    files = {"TEXT": text.read_bytes, "EMPTY": bytes, "HUGE": _huge, "CLOSED": piece_model}
+    kind, _, rest = name.partition(":")
+    if rest in files:
+        (tmp_path / rest).write_bytes(files[rest]())
+        name = f"{kind}:{tmp_path / rest}"
+    with pytest.raises(Refusal, match=words) as refused:
+        data.make(f"text:{text}", name, 8, 2, 2, cache, "", "")
+    assert "\n" not in str(refused.value)
+
+
+def _huge() -> bytes:
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto
+
+    made = ModelProto()
+    made.pieces.add(piece="<unk>", type=ModelProto.SentencePiece.UNKNOWN)
+    for i in range(65_534):
+        made.pieces.add(piece=f"piece{i}", score=-i)
+    return made.SerializeToString()
+
+
+def test_a_model_without_byte_fallback_names_the_letter_that_it_lacks():
+    coder = tokenizer.SentencePiece(piece_model(user_defined_symbols=["\n"]), "my.model")
+    assert coder.decode(coder.encode(b"def  f(x):\n\n  return")) == b"def  f(x):\n\n  return"
+    for text, letter in [("x 東", "東"), ("x \u2581", "\u2581")]:
+        with pytest.raises(Refusal, match=f"my.model has no piece for .*'{letter}'.*--byte_fallback"):
+            coder.encode(text.encode())
+    with pytest.raises(Refusal, match=r"my.model has no piece for b'\\xff'"):
+        coder.encode(b"x \xff")
+
+
+def test_letters_are_those_of_the_package():
+    from tokenizers import pre_tokenizers
+
+    assert sorted(tokenizer._letters()) == sorted(pre_tokenizers.ByteLevel.alphabet())
+    shown = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str("é\x00 \n")
+    assert shown[0][0] == "".join(tokenizer._letters()[byte] for byte in "é\x00 \n".encode())
