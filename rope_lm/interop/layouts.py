@@ -83,8 +83,9 @@ class Layout:
     def read(self, config: Config) -> Config:
         """The section `model` that a complete config is. Raises Refusal for what has no counterpart here."""
         sizes = {ours: _size(config, theirs) for ours, theirs in self.sizes.items()}
-        if config[self.activation] not in self.activations:
-            raise unknown(f"{self.activation} in config.json", str(config[self.activation]), self.activations)
+        activation = str(config[self.activation])
+        if activation not in self.activations:
+            raise unknown(f"{self.activation} in config.json", activation, self.activations)
         return {
             **{key: sizes[key] for key in ("width", "heads", "layers", "hidden")},
             "position": self.position(config, sizes),
@@ -95,7 +96,7 @@ class Layout:
             "attention": {"name": "softmax", "kernel": "auto"},
             "block": {
                 "epsilon": config[self.epsilon],
-                "mlp": self.activations[config[self.activation]],
+                "mlp": self.activations[activation],
                 **self.block(config),
             },
         }
@@ -430,10 +431,10 @@ def _rope(config: Config, base: float) -> tuple[str, float, dict[str, Any]]:
         raise Refusal(f"config.json: rope_parameters is {given!r}, it must be an object with rope_type and its numbers")
     given = {key: value for key, value in given.items() if value is not None}
     kind = given.pop("type", "default")
-    kind = given.pop("rope_type", kind)
+    kind = str(given.pop("rope_type", kind))
     base = given.pop("rope_theta", base)
     if kind not in ROPES:
-        raise unknown("rope_type in config.json", str(kind), ROPES)
+        raise unknown("rope_type in config.json", kind, ROPES)
     silent = {"max_position_embeddings": config["max_position_embeddings"], "beta_fast": 32.0, "beta_slow": 1.0}
     silent["original_max_position_embeddings"] = config["max_position_embeddings"]
     return kind, base, {key: value for key, value in silent.items() if key in ROPES[kind][1]} | given
