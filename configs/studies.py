@@ -23,7 +23,7 @@ TUNING_SEEDS = (100, 101)  # those of no comparison
 RATES = {
     "causal-softmax": (6e-3, 1.2e-2, 2.4e-2, 4.8e-2),
     "causal-performer": (6e-3, 1.2e-2, 2.4e-2),
-    "masked-softmax": (1.5e-3, 3e-3, 6e-3, 1.2e-2),
+    "masked-softmax": (6e-3, 1.2e-2, 2.4e-2),
     "masked-performer": (1.5e-3, 3e-3, 6e-3, 1.2e-2),
 }
 
@@ -45,10 +45,10 @@ TUNED = {
         "rotary_sinusoidal": 1.2e-2,  # before it, with sinusoids added: what that code ran
     },
     "masked-softmax": {
-        "none": 1.2e-2,
-        "learned": 1.2e-2,
-        "sinusoidal": 1.2e-2,
-        "rotary": 1.2e-2,
+        "none": 6e-3,
+        "learned": 6e-3,
+        "sinusoidal": 6e-3,
+        "rotary": 6e-3,
     },
     "masked-performer": {
         "none": 3e-3,
