@@ -145,7 +145,7 @@ def simulated(arm: str, speeds: np.ndarray) -> Run:
     ]
     members = [{"member": i, "seed": i, "rate": 1e-2} for i in range(len(speeds))]
     config = {"steps": 500, "data": {"batch": 1, "length": 1}}
-    return Run(Path(), arm, config, {"members": members, "flops_per_token": 1.0}, {}, rows, {})
+    return Run(Path(), arm, config, {"members": members, "flops_per_token": 1.0}, {}, rows, {}, {})
 
 
 @pytest.mark.parametrize("n", [3, 6, 10])
