@@ -7,7 +7,7 @@ objective (causal, masked), attention (softmax, performer), block (ours, llama, 
 
     none, learned, sinusoidal, relative_bias (T5), alibi, kerple_log, kerple_power, fire, sandwich, shaw, cope,
     transformer_xl, rotary, rotary_partial, rotary_layered, rotary_linear, rotary_ntk, rotary_dynamic, yarn, llama3,
-    xpos, p_rope
+    xpos, p_rope, rotary_sinusoidal (sinusoids on the embeddings too), rotary_features (of attention=performer)
 
 Flags fill in numbers; every key of configs/lm.py can be set:
 
