@@ -138,5 +138,20 @@ def test_the_readme_shows_the_archived_numbers():
         assert f"{arm['tokens_per_second']:,.0f}" in row and f"{arm['rate']:g}" in row, arm["arm"]
         if over:
             assert f"{over['mean']:.2f} [{over['low']:.2f}, {over['high']:.2f}]" in row and over["verdict"] in row
+    found = readme.split("## The claim in the settings it was made in")[1].split("\n## ")[0]
+    summary = json.loads((ROOT / "results" / "replication" / "summary.json").read_text())
+    assert len(summary["arms"]) == 20
+    for arm in summary["arms"]:
+        final, over, name = arm["final_nats"], arm["speedup_of_rotary"], arm["arm"].rpartition("/")[2]
+        row = next(line for line in found.splitlines() if line.startswith(f"| {arm['setting']} | {name} |"))
+        assert f"{final['mean']:.3f} [{final['low']:.3f}, {final['high']:.3f}]" in row, row
+        if over:
+            assert f"{over['mean']:.2f} [{over['low']:.2f}, {over['high']:.2f}]" in row and over["verdict"] in row, row
+    for claim in summary["claims"]:
+        measured = f"{claim['mean']:.2f} [{claim['low']:.2f}, {claim['high']:.2f}]"
+        row = next(
+            line for line in found.splitlines() if claim["sentence"] in line and claim["claim"]["setting"] in line
+        )
+        assert measured in row and claim["verdict"] in row, row
     for path in re.findall(r"\]\(([^)h][^)]*)\)", readme):
         assert (ROOT / path).exists(), path
