@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
 
 from rope_lm.analysis.comparison import Comparison, Sensitivity, Tuning
 from rope_lm.analysis.convergence import Floor, Speedup, interval
@@ -108,10 +108,13 @@ def loss_curves(axes: plt.Axes, arms: Comparison) -> None:
         axes.fill_between(steps[late], low, high, color=look["color"], alpha=0.18, linewidth=0)
     run = arms.arms[0].run
     axes.set(xscale="log", xlabel="steps", ylabel=f"{run.objective} validation loss, {arms.unit}")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     tokens = run.tokens_per_step
     top = axes.secondary_xaxis("top", functions=(lambda step: step * tokens, lambda token: token / tokens))
     top.set_xlabel("tokens")
+    for axis in (axes.xaxis, top.xaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(EngFormatter(sep=""))
+        axis.set_minor_formatter(NullFormatter())
     first = max(np.nanmin(arm.run.curves[0].steps[arm.run.curves[0].steps > 0]) for arm in arms)
     highest = max(np.interp(first, arm.run.curves[0].steps, arm.run.curves[0].nats) for arm in arms)
     lowest = min(arm.final.mean for arm in arms)
