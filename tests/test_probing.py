@@ -1,5 +1,6 @@
 """Accuracy by distance of runs that were trained on a probe."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -21,16 +22,16 @@ ROOT = Path(__file__).parents[1]
 def runs(text, cache, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("probes")
     for name, words, steps in [
-        ("rotary", "data=probe:induction", 300),
-        ("learned", "position=learned,data=probe:copy", 2),
+        ("rotary", "data=probe:copy", 600),
+        ("learned", "position=learned,data=probe:induction", 2),
         ("masked", "data=probe:copy,objective=masked", 2),
         ("text", f"data=text:{text}", 2),
     ]:
         config = lm.get_config(words)
         config.steps, config.seeds, config.optimizer.rate = steps, (0, 1), (1e-2,)
-        config.every.update({"evaluate": 300, "save": 300, "log": 100})
-        config.data.update({"length": 32, "batch": 16, "validation": 8, "cache": cache})
-        config.model.update({"width": 32, "heads": 2, "layers": 1, "hidden": 64})
+        config.every.update({"evaluate": 600, "save": 600, "log": 100})
+        config.data.update({"length": 16, "batch": 32, "validation": 8, "cache": cache})
+        config.model.update({"width": 32, "heads": 2, "layers": 2, "hidden": 64})
         run.train(entry.plain(config), folder / name, journal.provenance(["test"], {}))
     return folder
 
@@ -45,16 +46,16 @@ def call(*words: object) -> subprocess.CompletedProcess:
 def test_accuracy_is_counted_answer_by_answer(runs, name, multiple):
     found = probing.measure(runs / name, 40, multiple)
     models = trained.load(runs / name).models
-    probe = Probe({"rotary": "induction", "learned": "copy"}[name], 32 * multiple, "test")
+    probe = Probe({"rotary": "copy", "learned": "induction"}[name], 16 * multiple, "test")
+    rows = np.stack([probe[row] for row in range(40)])
+    likeliest = [np.asarray(model(jnp.asarray(rows[:, :-1]))[0]).argmax(-1) for model in models]
     counts, hits = {}, {}
-    for row in range(40):
-        tokens, (mask, distance) = probe[row], probe.answers(row)
-        for member, model in enumerate(models):
-            likeliest = np.asarray(model(jnp.asarray(tokens[None, :-1]))[0][0]).argmax(-1)
-            for at in np.flatnonzero(mask):
-                key = member, next(i for i in range(20) if 2**i <= distance[at] < 2 ** (i + 1))
-                counts[key] = counts.get(key, 0) + 1
-                hits[key] = hits.get(key, 0) + (likeliest[at] == tokens[at + 1])
+    for member, row in itertools.product((0, 1), range(40)):
+        mask, distance = probe.answers(row)
+        for at in np.flatnonzero(mask):
+            key = member, next(i for i in range(20) if 2**i <= distance[at] < 2 ** (i + 1))
+            counts[key] = counts.get(key, 0) + 1
+            hits[key] = hits.get(key, 0) + (likeliest[member][row, at] == rows[row, at + 1])
     ranges = sorted({each for _, each in counts})
     assert found["distances"] == [[2**each, 2 ** (each + 1) - 1] for each in ranges]
     assert found["answers"] == [counts[0, each] for each in ranges]
@@ -67,7 +68,7 @@ def test_accuracy_is_counted_answer_by_answer(runs, name, multiple):
 
 def test_training_on_a_probe_beats_guessing(runs):
     found = probing.measure(runs / "rotary", 128, 1)
-    assert found["guessing"] == 1 / 26 and min(found["overall"]) > 2 / 26
+    assert found["guessing"] == 1 / 26 and min(found["overall"]) > 1 / 3
 
 
 def test_the_command_writes_what_it_prints(runs):
@@ -78,10 +79,10 @@ def test_the_command_writes_what_it_prints(runs):
         assert f"{sum(made['rows'][0]['answers']):,}" in done.stdout and "any (guessing: 4%)" in done.stdout
         assert made["rows"][0] == probing.measure(runs / name, 20, 1)
     assert (
-        "Learned encodes indices below 32"
+        "Learned encodes indices below 16"
         in json.loads((runs / "learned" / "probe.json").read_text())["refused"][0]["why"]
     )
-    assert [row["length"] for row in json.loads((runs / "rotary" / "probe.json").read_text())["rows"]] == [32, 64]
+    assert [row["length"] for row in json.loads((runs / "rotary" / "probe.json").read_text())["rows"]] == [16, 32]
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def test_where_there_is_no_network_a_second_is_enough_to_say_so(tmp_path):
     refusal(archive, tmp_path, "cannot be reached")  # the first time TFDS is imported
     began = time.monotonic()
     said = refusal(archive, tmp_path, r"127.0.0.1 cannot be reached: fetch http://.*/enwik8.zip elsewhere, put it at")
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 10, "a second, on a machine that does nothing else; TFDS alone tries for minutes"
     where = said.split("put it at ")[1].split(",")[0]
     packed(Path(where), NOBODY)
     assert b"".join(everything(corpora.enwik8(archive, tmp_path))) == TEXT, "what it said is enough"
