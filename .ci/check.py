@@ -34,7 +34,8 @@ def check_studies() -> None:
     assert {name for sweep, name in settings if sweep == "replication"} == {
         "causal-softmax", "causal-performer", "masked-softmax", "masked-performer"
     }  # fmt: skip
-    assert summary["claims"] and all(claim["verdict"] in verdicts for claim in summary["claims"]), summary["claims"]
+    tested = [claim for claim in summary["claims"] if claim["verdict"] != "not tested"]  # of arms that --only left out
+    assert len(tested) >= 8 and all(claim["verdict"] in verdicts for claim in tested), summary["claims"]
     assert not any(claim["late"] for claim in summary["claims"]), "claims were written before their runs"
     assert {row["arm"].rpartition("/")[2] for row in summary["tuning"]} >= {"rotary", "sinusoidal"}
 
