@@ -1,7 +1,9 @@
 """Shapes and types of every public signature are checked while the tests run."""
 
+import gc
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -21,6 +23,15 @@ hypothesis.settings.load_profile("here")
 # Compiled programs are kept from one test, and one run of the tests, to the next.
 jax.config.update("jax_compilation_cache_dir", str(Path(tempfile.gettempdir(), f"rope_lm-tests-{os.getuid()}")))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs() -> Iterator[None]:
+    """Of each file alone: a process may map 65,530 pieces of memory, and every compiled program is some of them
+    (after some 500 tests XLA aborted)."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
