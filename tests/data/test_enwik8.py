@@ -24,7 +24,7 @@ def packed(path: Path, url: str, text: bytes = TEXT) -> corpora.Archive:
     """A zip at `path`, and what the code has to know of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("enwik8", text)
+        archive.writestr(zipfile.ZipInfo("enwik8"), text, zipfile.ZIP_DEFLATED)  # of no date: the same bytes each time
     return corpora.Archive(url, path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
