@@ -24,3 +24,12 @@ def test_the_bias_is_the_table_row_of_the_bucket():
     for q, k in [(0, 0), (5, 2), (31, 0), (20, 19)]:
         row = int(bucket(jnp.array(q - k), 32, 128, causal=True))
         np.testing.assert_allclose(bias[0, :, q, k], made.table[...][row], rtol=1e-6)
+
+
+def test_bidirectional_buckets_are_half_for_each_side():
+    """T5's released code by hand, 32 buckets to 128 tokens: 8 exact ones a side, then 8 + floor(8 log16(d / 8))."""
+    back = {0: 0, 1: 1, 7: 7, 8: 8, 17: 10, 33: 12, 65: 14, 127: 15, 1000: 15}
+    for distance, expected in back.items():
+        assert int(bucket(jnp.array(distance), 32, 128, causal=False)) == expected
+        if distance:
+            assert int(bucket(jnp.array(-distance), 32, 128, causal=False)) == 16 + expected
