@@ -40,6 +40,7 @@ WIDTH = HEADS * SIZE
 HF, XT = f"transformers {transformers.__version__}", f"x-transformers {importlib.metadata.version('x-transformers')}"
 index: dict[str, dict] = {}
 torch.set_grad_enabled(False)
+torch.manual_seed(0)  # of what a model draws when it is made
 
 
 def draw(*size: int) -> torch.Tensor:
@@ -49,10 +50,10 @@ def draw(*size: int) -> torch.Tensor:
 GENERATOR = torch.Generator().manual_seed(0)
 
 
-def softmax(logits: torch.Tensor) -> np.ndarray:
-    """Causal probabilities [N T T] of logits [N T T]."""
+def softmax(logits: torch.Tensor, causal: bool = True) -> np.ndarray:
+    """Probabilities [N T T] of logits [N T T]."""
     ahead = torch.ones(LENGTH, LENGTH, dtype=torch.bool).triu(1)
-    return torch.softmax(logits.masked_fill(ahead, -math.inf), -1).float().numpy()
+    return torch.softmax(logits.masked_fill(ahead & torch.tensor(causal), -math.inf), -1).float().numpy()
 
 
 def dot(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
@@ -60,10 +61,18 @@ def dot(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
     return q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
 
 
-def write(name: str, row: dict, source: str, pairing: str = "half-split", heads: int = HEADS, **arrays) -> None:
+def write(
+    name: str,
+    row: dict,
+    source: str,
+    pairing: str = "half-split",
+    heads: int = HEADS,
+    causal: bool = True,
+    **arrays,
+) -> None:
     arrays = {key: np.asarray(value, np.float32) for key, value in arrays.items()}
     np.savez_compressed(OUT / f"{name}.npz", **arrays)
-    index[name] = {"position": row, "source": source, "pairing": pairing, "heads": heads}
+    index[name] = {"position": row, "source": source, "pairing": pairing, "heads": heads, "causal": causal}
 
 
 def heads() -> tuple[torch.Tensor, torch.Tensor]:
@@ -365,11 +374,57 @@ def embeddings() -> None:
     )
 
 
+def both_ways() -> None:
+    """Where tokens see what is ahead of them, what an encoding does to that side."""
+    q, k = heads()
+    config = T5Config(
+        d_model=WIDTH,
+        d_kv=SIZE,
+        num_heads=HEADS,
+        relative_attention_num_buckets=12,
+        relative_attention_max_distance=9,
+        is_decoder=False,
+    )
+    attention = T5Attention(config, has_relative_attention_bias=True)
+    attention.relative_attention_bias.weight.data.copy_(draw(12, HEADS))
+    write(
+        "relative_bias_both_ways",
+        {"name": "relative_bias", "buckets": 12, "farthest": 9, "scale": 1.0},
+        f"{HF}, models/t5, an encoder's",
+        causal=False,
+        q=q,
+        k=k,
+        table=attention.relative_attention_bias.weight,
+        probabilities=softmax(dot(q, k) + attention.compute_bias(LENGTH, LENGTH)[0], causal=False),
+    )
+
+    q, k = heads()
+    table = draw(9, SIZE)  # of distances -4 (ahead) to 4
+    module = SimpleNamespace(
+        left_max_position_embeddings=4,
+        right_max_position_embeddings=4,
+        scaling=SIZE**-0.5,
+        distance_embedding=lambda at: table.flip(0)[at],
+    )
+    _, bias = _apply_relative_key_position_encoding(module, q[None], k[None])
+    write(
+        "shaw_both_ways",
+        {"name": "shaw", "farthest": 4, "scale": 1.0},
+        f"{HF}, models/wav2vec2_bert, relative_key",
+        causal=False,
+        q=q,
+        k=k,
+        table=table[None],
+        probabilities=softmax(dot(q, k) + bias[0], causal=False),
+    )
+
+
 if __name__ == "__main__":
     rotaries()
     biases()
     contents()
     embeddings()
+    both_ways()
     versions = {"python": sys.version.split()[0], "torch": torch.__version__, "numpy": np.__version__}
     (OUT / "index.json").write_text(json.dumps({"versions": versions, "goldens": index}, indent=1) + "\n")
     print(f"{len(index)} goldens written")

@@ -25,7 +25,7 @@ def load(name: str) -> tuple[positional.PositionalEncoding, dict[str, np.ndarray
     golden = GOLDENS[name]
     with np.load(FOLDER / f"{name}.npz", allow_pickle=False) as file:
         arrays = dict(file)
-    shape = positional.Shape(golden["heads"] * SIZE, golden["heads"], SIZE, layers=1, causal=True)
+    shape = positional.Shape(golden["heads"] * SIZE, golden["heads"], SIZE, layers=1, causal=golden["causal"])
     made = positional.make(golden["position"], shape=shape, rngs=nnx.Rngs(0, position=1))
     for path, parameter in nnx.to_flat_state(nnx.state(made, nnx.Param)):
         assert parameter.shape == arrays[path[0]].shape, path
@@ -33,7 +33,9 @@ def load(name: str) -> tuple[positional.PositionalEncoding, dict[str, np.ndarray
     return made, arrays
 
 
-def probabilities(made: positional.PositionalEncoding, q, k, pairing: str, turned: int, dtype) -> jax.Array:
+def probabilities(
+    made: positional.PositionalEncoding, q, k, pairing: str, turned: int, dtype, causal: bool = True
+) -> jax.Array:
     """[N T T], as the model computes them, of q and k [N T H] in another pairing."""
     ours = order(pairing, SIZE, turned)
     q, k = (jnp.asarray(x[..., ours].swapaxes(0, 1)[None], dtype) for x in (q, k))
@@ -42,7 +44,7 @@ def probabilities(made: positional.PositionalEncoding, q, k, pairing: str, turne
     logits = jnp.einsum("btnh,bsnh->bnts", turned_q, turned_k, preferred_element_type=jnp.float32) / math.sqrt(SIZE)
     for added in (made.bias(at, at), made.score(q, k, at, at, layer)):
         logits = logits if added is None else logits + added
-    return jax.nn.softmax(jnp.where(visible(at, at, causal=True), logits, -jnp.inf))[0]
+    return jax.nn.softmax(jnp.where(visible(at, at, causal), logits, -jnp.inf))[0]
 
 
 @pytest.mark.parametrize(
@@ -50,10 +52,11 @@ def probabilities(made: positional.PositionalEncoding, q, k, pairing: str, turne
 )
 def test_attention_is_that_of_another_implementation(name):
     made, arrays = load(name)
-    turned = 8 if GOLDENS[name]["pairing"] == "first" else SIZE
-    call = lambda dtype: probabilities(made, arrays["q"], arrays["k"], GOLDENS[name]["pairing"], turned, dtype)  # noqa: E731
+    pairing, causal = GOLDENS[name]["pairing"], GOLDENS[name]["causal"]
+    turned = 8 if pairing == "first" else SIZE
+    call = lambda dtype: probabilities(made, arrays["q"], arrays["k"], pairing, turned, dtype, causal)  # noqa: E731
     np.testing.assert_allclose(call(jnp.float32), arrays["probabilities"], atol=1e-6)
-    seen = np.tril(np.ones(arrays["probabilities"].shape[1:], bool))
+    seen = np.tril(np.ones(arrays["probabilities"].shape[1:], bool), 0 if causal else SIZE)
     near, logits = (np.log(np.asarray(x)[:, seen] + 1e-30) for x in (call(jnp.bfloat16), arrays["probabilities"]))
     likely = logits > math.log(1e-3)
     assert np.abs(near - logits)[likely].mean() < 2e-2, "in bfloat16"
