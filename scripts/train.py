@@ -2,12 +2,10 @@
 
     python -m scripts.train --workdir=runs/a --config=configs/lm.py:position=rotary,data=stdlib,scale=tiny
 
-The config string picks data (stdlib, enwik8, text:PATH, tfds:NAME, probe:NAME), scale (nano, tiny, small, gpt2, 1b),
-objective (causal, masked), attention (softmax, performer), block (ours, llama, gpt2, neox, bert) and position:
+The config string picks, each from the table of its name in configs/presets.py,
 
-    none, learned, sinusoidal, relative_bias (T5), alibi, kerple_log, kerple_power, fire, sandwich, shaw, cope,
-    transformer_xl, rotary, rotary_partial, rotary_layered, rotary_linear, rotary_ntk, rotary_dynamic, yarn, llama3,
-    xpos, p_rope, rotary_sinusoidal (sinusoids on the embeddings too), rotary_features (of attention=performer)
+{choices}
+    data       stdlib, enwik8, text:PATH, tfds:NAME, probe:NAME
 
 Flags fill in numbers; every key of configs/lm.py can be set:
 
@@ -20,9 +18,12 @@ again.
 Exit status: 0 finished, 2 a mistake in the command, 4 diverged, 75 stopped, 1 anything else.
 """
 
+import textwrap
+
 from absl import flags
 from ml_collections import config_flags
 
+from configs.presets import ATTENTIONS, BLOCKS, OBJECTIVES, POSITIONS, SCALES
 from scripts import entry
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "a config file, then `:` and its string", lock_config=True)
@@ -30,6 +31,9 @@ DETERMINISTIC = flags.DEFINE_bool("deterministic", False, "tell XLA to give the 
 DRY = flags.DEFINE_bool("dry", False, "print what would be trained, and train nothing")
 TIME = flags.DEFINE_bool("time", False, "print the seconds of a step and nothing else, and keep nothing")
 WORKDIR = flags.DEFINE_string("workdir", None, "the folder of the run; made if it is not there")
+
+
+CHOICES = {"position": POSITIONS, "scale": SCALES, "objective": OBJECTIVES, "attention": ATTENTIONS, "block": BLOCKS}
 
 
 def main() -> int:
@@ -53,5 +57,11 @@ def main() -> int:
     return {"finished": 0, "diverged": 4, "stopped": 75}[status["status"]]
 
 
+def usage() -> str:
+    line = lambda key, table: textwrap.fill(f"{key:<10} {', '.join(table)}", 100, subsequent_indent=11 * " ")  # noqa: E731
+    lines = (line(key, table) for key, table in CHOICES.items())
+    return __doc__.format(choices=textwrap.indent("\n".join(lines), "    "))
+
+
 if __name__ == "__main__":
-    entry.start(main, __doc__)
+    entry.start(main, usage())
