@@ -14,6 +14,7 @@ POSITIONS: dict[str, dict[str, Any]] = {
     "kerple_log": {},
     "kerple_power": {},
     "fire": {"hidden": 32, "threshold": 512.0},
+    "continuous_bias": {"hidden": 32},
     "sandwich": {"size": 128},
     "rotary": {"base": 10_000.0},
     "rotary_partial": {"base": 10_000.0, "fraction": 0.25},

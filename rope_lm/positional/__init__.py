@@ -7,7 +7,7 @@ from flax import nnx
 
 from rope_lm.positional.additive import Learned, RotarySinusoidal, Sinusoidal
 from rope_lm.positional.base import PositionalEncoding, Shape
-from rope_lm.positional.bias import FIRE, ALiBi, KerpleLog, KerplePower, RelativeBias, Sandwich
+from rope_lm.positional.bias import FIRE, ALiBi, ContinuousBias, KerpleLog, KerplePower, RelativeBias, Sandwich
 from rope_lm.positional.content import CoPE, Shaw, TransformerXL
 from rope_lm.positional.rotary import (
     DynamicRotary,
@@ -36,6 +36,7 @@ ENCODINGS: dict[str, type[PositionalEncoding]] = {
     "kerple_log": KerpleLog,
     "kerple_power": KerplePower,
     "fire": FIRE,
+    "continuous_bias": ContinuousBias,
     "sandwich": Sandwich,
     "rotary": Rotary,
     "rotary_partial": PartialRotary,

@@ -149,6 +149,30 @@ class FIRE(PositionalEncoding):
         return jnp.einsum("btsu,un->bnts", units, self.second[...]) + self.end[...][:, None, None]
 
 
+class ContinuousBias(PositionalEncoding):
+    """Log-spaced continuous position bias: an MLP of sign(d) log(1 + |d|), d the distance, to a bias for each head,
+    shared by the layers (Swin V2, arXiv 2111.09883, section 3.3, in one dimension; SiLU and no bound on the bias, as in
+    x-transformers' DynamicPositionBias). It takes any distance, also one that it was not trained on.
+
+    `hidden` units; initial values are uniform within 1 / sqrt(inputs).
+    """
+
+    def __init__(self, hidden: int, *, shape: Shape, rngs: nnx.Rngs):
+        if hidden < 1:
+            raise Refusal(f"model.position.hidden={hidden}: must be at least 1")
+        draw = lambda size, inputs: (2 * _uniform(rngs, size) - 1) / math.sqrt(inputs)  # noqa: E731
+        self.first = nnx.Param(draw((hidden,), 1), axes=("unit",), decays=False)
+        self.start = nnx.Param(draw((hidden,), 1), axes=("unit",), decays=False)
+        self.second = nnx.Param(draw((hidden, shape.heads), hidden), axes=("unit", "heads"), decays=False)
+        self.end = nnx.Param(draw((shape.heads,), hidden), axes=("heads",), decays=False)
+
+    def bias(self, q_positions: Positions, k_positions: Positions) -> Float[Array, "#B N T S"]:
+        away = distance(q_positions, k_positions).astype(jnp.float32)
+        spread = jnp.sign(away) * jnp.log1p(jnp.abs(away))
+        units = jax.nn.silu(spread[..., None] * self.first[...] + self.start[...])
+        return jnp.einsum("btsu,un->bnts", units, self.second[...]) + self.end[...][:, None, None]
+
+
 class Sandwich(PositionalEncoding):
     """The product of two sinusoids, as a bias: sum over i < size/2 of cos(d / 10000 ** (2 i / size)), divided by
     8 h / heads in head h = 1, 2, ... (arXiv 2212.10356, section 4; size 128 there)."""

@@ -25,6 +25,7 @@ CLAIMS = {
     "kerple_log": {"shift_invariant": True, "sees_order": True, "limited": False},
     "kerple_power": {"shift_invariant": True, "sees_order": True, "limited": False},
     "fire": {"shift_invariant": False, "sees_order": True, "limited": False},
+    "continuous_bias": {"shift_invariant": True, "sees_order": True, "limited": False},
     "sandwich": {"shift_invariant": True, "sees_order": True, "limited": False},
     "rotary": {"shift_invariant": True, "sees_order": True, "limited": False},
     "rotary_partial": {"shift_invariant": True, "sees_order": True, "limited": False},
