@@ -31,7 +31,7 @@ from transformers.models.roformer import modeling_roformer as roformer
 from transformers.models.t5.modeling_t5 import T5Attention
 from transformers.models.wav2vec2_bert.modeling_wav2vec2_bert import _apply_relative_key_position_encoding
 from transformers.models.xlnet.modeling_xlnet import XLNetModel, XLNetRelativeAttention
-from x_transformers.x_transformers import CoPE, RotaryEmbedding
+from x_transformers.x_transformers import CoPE, DynamicPositionBias, RotaryEmbedding
 from x_transformers.x_transformers import apply_rotary_pos_emb as x_rotate
 
 OUT = Path(__file__).parent
@@ -375,7 +375,25 @@ def embeddings() -> None:
 
 
 def both_ways() -> None:
-    """Where tokens see what is ahead of them, what an encoding does to that side."""
+    """What an encoding does where tokens see what is ahead of them, too."""
+    q, k = heads()
+    module = DynamicPositionBias(8, heads=HEADS, depth=1, log_distance=True)
+    (inner, _), outer = module.mlp
+    for causal in (True, False):
+        write(
+            "continuous_bias" + "_both_ways" * (not causal),
+            {"name": "continuous_bias", "hidden": 8},
+            f"{XT}, DynamicPositionBias(depth=1, log_distance=True)",
+            causal=causal,
+            q=q,
+            k=k,
+            first=inner.weight[:, 0],
+            start=inner.bias,
+            second=outer.weight.T,
+            end=outer.bias,
+            probabilities=softmax(dot(q, k) + module(LENGTH, LENGTH), causal=causal),
+        )
+
     q, k = heads()
     config = T5Config(
         d_model=WIDTH,
