@@ -7,8 +7,9 @@ import subprocess
 import time
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from configs import lm
 from configs.presets import ATTENTIONS, POSITIONS, SCALES, parse, pick
@@ -138,15 +139,19 @@ def _machine() -> dict[str, object]:
 
 def _table(scale: str, rows: list[dict], peak: float) -> Table:
     shape = ", ".join(f"{key} {value}" for key, value in rows[0]["shape"].items())
+    kernels = ", ".join(sorted({row["kernel"] for row in rows}))
+    heads = ("compile s", "step ms", "tokens /s", "of peak", "over none", "MB", "prefill ms", "token ms")
     table = Table(
-        "encoding", "kernel", "compile s", "step ms", "tokens/s", "of peak", "over none", "MB",
-        "prefill ms", "token ms",
-        title=f"{scale}: {shape}; matmul peak {peak / 1e9:,.0f} GFLOP/s",
-    )  # fmt: skip
+        Column("encoding", no_wrap=True),
+        *(Column(head, justify="right", min_width=max(map(len, head.split()))) for head in heads),
+        title=f"{scale}: {shape}; kernel {kernels}; matmul peak {peak / 1e9:,.0f} GFLOP/s",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+    )
     for row in rows:
         table.add_row(
             row["encoding"],
-            row["kernel"],
             f"{row['compile_seconds']:.1f}",
             f"{1e3 * row['step_seconds']:.1f}",
             f"{row['tokens_per_second']:,.0f}",

@@ -28,11 +28,10 @@ def main() -> int:
     from rope_lm import distance, journal
 
     console = Console()
-    for root in arguments.runs:
-        for workdir in sorted({each.parent for each in root.rglob("config.json")}) or [root]:
-            found = distance.measure(workdir, arguments.rows)
-            journal.write_json(workdir / "distance.json", found)
-            console.print(_table(str(workdir), np.mean(found["mean"], axis=0)))
+    for workdir in entry.workdirs(arguments.runs):
+        found = distance.measure(workdir, arguments.rows)
+        journal.write_json(workdir / "distance.json", found)
+        console.print(_table(str(workdir), np.mean(found["mean"], axis=0)))
     return 0
 
 

@@ -4,7 +4,7 @@ import argparse
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -58,6 +58,20 @@ def parser(script: str, what: str, examples: str) -> argparse.ArgumentParser:
     """The parser of a script that takes no config."""
     shape = argparse.RawDescriptionHelpFormatter
     return argparse.ArgumentParser(f"python -m scripts.{script}", None, what, examples, formatter_class=shape)
+
+
+def workdirs(roots: Iterable[Path]) -> Iterator[Path]:
+    """The folders of all runs in these: of a run, or of a sweep. One that holds none is given back as it is: its reader
+    says what is missing."""
+    for root in roots:
+        yield from sorted({each.parent for each in root.rglob("config.json")}) or [root]
+
+
+def multiples(text: str) -> list[int]:
+    """The numbers of a flag --multiples."""
+    if not all(each.isdecimal() and int(each) > 0 for each in text.split(",")):
+        raise Refusal(f"--multiples={text}: must be whole numbers of at least 1, with commas")
+    return [int(each) for each in text.split(",")]
 
 
 def required(holder: flags.FlagHolder) -> str:

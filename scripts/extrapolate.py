@@ -27,7 +27,7 @@ def main() -> int:
     parser.add_argument("--scalings", help="of rotary, with commas (all; give an empty one for none)")
     parser.add_argument("--rows", type=int, default=16, help="pieces of the longest length (16)")
     arguments = parser.parse_args()
-    multiples = [_multiple(each) for each in arguments.multiples.split(",")]
+    multiples = entry.multiples(arguments.multiples)
     if max(multiples) % min(multiples) or any(max(multiples) % each for each in multiples):
         raise Refusal(f"--multiples={arguments.multiples}: each must divide the greatest, so that all read one text")
     if arguments.rows < 1:
@@ -39,30 +39,23 @@ def main() -> int:
         if name not in extrapolation.SCALINGS:
             raise unknown("--scalings", name, extrapolation.SCALINGS)
     console = Console()
-    for root in arguments.runs:
-        for workdir in sorted({each.parent for each in root.rglob("config.json")}) or [root]:
-            config = journal.read_json(workdir / "config.json")
-            if not isinstance(config, dict):
-                raise Refusal(f"{str(workdir)!r} holds no run (no config.json in it): give its --workdir")
-            text = extrapolation.text(config, max(multiples), arguments.rows)
-            rotary = config["model"]["position"]["name"] == "rotary"
-            found, refused = [], []
-            for scaling in ["", *filter(None, names if rotary else ())]:
-                for multiple in multiples if not scaling else [each for each in multiples if each > 1]:
-                    try:
-                        found.append(extrapolation.measure(workdir, text, multiple, scaling))
-                    except Refusal as refusal:
-                        refused.append({"multiple": multiple, "scaling": scaling, "why": str(refusal)})
-            made = {"schema": 1, "length": config["data"]["length"], "rows": found, "refused": refused}
-            journal.write_json(workdir / "extrapolation.json", made)
-            console.print(_table(str(workdir), made))
+    for workdir in entry.workdirs(arguments.runs):
+        config = journal.read_json(workdir / "config.json")
+        if not isinstance(config, dict):
+            raise Refusal(f"{str(workdir)!r} holds no run (no config.json in it): give its --workdir")
+        text = extrapolation.text(config, max(multiples), arguments.rows)
+        rotary = config["model"]["position"]["name"] == "rotary"
+        found, refused = [], []
+        for scaling in ["", *filter(None, names if rotary else ())]:
+            for multiple in multiples if not scaling else [each for each in multiples if each > 1]:
+                try:
+                    found.append(extrapolation.measure(workdir, text, multiple, scaling))
+                except Refusal as refusal:
+                    refused.append({"multiple": multiple, "scaling": scaling, "why": str(refusal)})
+        made = {"schema": 1, "length": config["data"]["length"], "rows": found, "refused": refused}
+        journal.write_json(workdir / "extrapolation.json", made)
+        console.print(_table(str(workdir), made))
     return 0
-
-
-def _multiple(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise Refusal(f"--multiples={text}: must be whole numbers of at least 1, with commas")
-    return int(text)
 
 
 def _table(name: str, made: dict) -> Table:

@@ -26,29 +26,22 @@ def main() -> int:
     parser.add_argument("--multiples", default="1", help="of the trained length, with commas (1)")
     parser.add_argument("--rows", type=int, default=256, help="rows to answer (256)")
     arguments = parser.parse_args()
-    multiples = [_multiple(each) for each in arguments.multiples.split(",")]
+    multiples = entry.multiples(arguments.multiples)
     from rope_lm import journal, probing
 
     console = Console()
-    for root in arguments.runs:
-        for workdir in sorted({each.parent for each in root.rglob("config.json")}) or [root]:
-            found, refused = [], []
-            for multiple in multiples:
-                try:
-                    found.append(probing.measure(workdir, arguments.rows, multiple))
-                except Refusal as refusal:
-                    if multiple == 1:
-                        raise
-                    refused.append({"multiple": multiple, "why": str(refusal)})
-            journal.write_json(workdir / "probe.json", {"schema": 1, "rows": found, "refused": refused})
-            console.print(_table(workdir, found, refused))
+    for workdir in entry.workdirs(arguments.runs):
+        found, refused = [], []
+        for multiple in multiples:
+            try:
+                found.append(probing.measure(workdir, arguments.rows, multiple))
+            except Refusal as refusal:
+                if multiple == 1:
+                    raise
+                refused.append({"multiple": multiple, "why": str(refusal)})
+        journal.write_json(workdir / "probe.json", {"schema": 1, "rows": found, "refused": refused})
+        console.print(_table(workdir, found, refused))
     return 0
-
-
-def _multiple(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise Refusal(f"--multiples={text}: must be whole numbers of at least 1, with commas")
-    return int(text)
 
 
 def _table(workdir: Path, found: list[dict], refused: list[dict]) -> Table:

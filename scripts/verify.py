@@ -20,14 +20,13 @@ def main() -> int:
     from rope_lm.verification import verify
 
     wrong = 0
-    for root in arguments.runs:
-        for run in sorted({each.parent for each in root.rglob("config.json")}) or [root]:
-            findings = 0
-            for finding in verify(run):
-                print(f"{run}: {'wrong' if finding.wrong else 'note'}: {finding.text}")
-                findings += finding.wrong
-            print(f"{run}: {'nothing is wrong' if not findings else f'{findings} wrong'}")
-            wrong += findings
+    for run in entry.workdirs(arguments.runs):
+        findings = 0
+        for finding in verify(run):
+            print(f"{run}: {'wrong' if finding.wrong else 'note'}: {finding.text}")
+            findings += finding.wrong
+        print(f"{run}: {'nothing is wrong' if not findings else f'{findings} wrong'}")
+        wrong += findings
     return 1 if wrong else 0
 
 
