@@ -43,7 +43,7 @@ def main() -> int:
         arm, speed = arms.get(name), speeds.get(name)
         cells = [
             name,
-            sources.get(name, "").split(",")[0].split(":")[0],
+            ", ".join(sources.get(name, "").split(", ")[:2]).split("(")[0].strip(),  # what, and where in it
             "yes" if shift_invariant(name) else "no",
             f"{arm['parameters_position']:,}" if arm else "",
             f"{100 * speed['overhead']:+.1f}%" if speed and name != "none" else "",

@@ -58,6 +58,7 @@ def main() -> int:
 
 
 def usage() -> str:
+    """The help, with the names in the tables."""
     line = lambda key, table: textwrap.fill(f"{key:<10} {', '.join(table)}", 100, subsequent_indent=11 * " ")  # noqa: E731
     lines = (line(key, table) for key, table in CHOICES.items())
     return __doc__.format(choices=textwrap.indent("\n".join(lines), "    "))

@@ -127,6 +127,7 @@ def speedups(axes: plt.Axes, arms: Comparison) -> None:
     """The treatment's speed-up over each baseline, to the baseline's own final loss, with its 95% interval. The grey
     band is what arms against themselves give."""
     names = [arm.name for arm in arms]
+    axes.figure.set_figheight(max(3.2, 1.2 + 0.3 * len(arms.tested)))
     _floor(axes.axvspan, arms.floor)
     for row, arm in enumerate(arms.tested):
         _whisker(axes, row, arm.speedup, style(arm.name, names))

@@ -228,7 +228,7 @@ def biases() -> None:
     bias = build_mpt_alibi_tensor(HEADS, LENGTH)
     write("alibi_mpt", {"name": "alibi"}, f"{HF}, models/mpt", q=q, k=k, probabilities=softmax(dot(q, k) + bias))
 
-    formula = "the paper's formula, pair by pair in float64 (no package has it)"
+    formula = "the paper's formula (no package has it), pair by pair in float64"
     pairs = [(i, j) for i in range(LENGTH) for j in range(i + 1)]
 
     def by_pair(function) -> torch.Tensor:
@@ -246,7 +246,7 @@ def biases() -> None:
         write(
             name,
             {"name": name},
-            f"KERPLE (arXiv 2205.09921): {formula}",
+            f"arXiv 2205.09921, {formula}",
             q=q,
             k=k,
             r1=r1,
@@ -261,7 +261,7 @@ def biases() -> None:
     write(
         "sandwich",
         {"name": "sandwich", "size": 64},
-        f"Sandwich (arXiv 2212.10356): {formula}",
+        f"arXiv 2212.10356, {formula}",
         q=q,
         k=k,
         probabilities=softmax(dot(q, k) + bias),
@@ -278,7 +278,7 @@ def biases() -> None:
     write(
         "fire",
         {"name": "fire", "hidden": 8, "threshold": 5.0},
-        f"FIRE (arXiv 2310.04418): {formula}",
+        f"arXiv 2310.04418, {formula}",
         q=q,
         k=k,
         first=first,
