@@ -84,7 +84,8 @@ BLOCKS: dict[str, dict[str, Any]] = {
     },
 }
 
-# Model and batch shapes. nano is the quick ablation's; tiny is the benchmark's; gpt2 is GPT-2 small.
+# Model and batch shapes; the vocabulary is the data's. nano is the quick ablation's; tiny is the benchmark's. gpt2 has
+# the layers of GPT-2 small: 85M parameters on bytes, its 124M with data.tokenizer=bpe:50257 and model.tied=True.
 SCALES: dict[str, dict[str, dict[str, Any]]] = {
     "nano": {"model": {"width": 64, "heads": 4, "layers": 2, "dtype": "float32"}, "data": {"length": 128, "batch": 16}},
     "tiny": {

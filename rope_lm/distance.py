@@ -1,6 +1,5 @@
 """How far a trained model looks: its attention by distance, of each layer and head, on validation text."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from rope_lm import data, trained
-from rope_lm.settings import bind
+from rope_lm import trained
+from rope_lm.attention import Softmax
 from rope_lm.transformer import Transformer
 
 
@@ -21,6 +20,9 @@ def weights(model: Transformer, tokens: Int[Array, "B T"]) -> Float[Array, "L B 
     Attention is linear in its values: from values that say where they stand, it gathers its own weights. So this holds
     for any encoding, and for linear attention, whose weights may be negative where features are turned.
     """
+    if isinstance(model.attention, Softmax):
+        model = nnx.clone(model)
+        model.attention = Softmax("blocked")  # the other kernels take values of the size of a key alone
     here = jnp.eye(tokens.shape[1], dtype=model.dtype)[None, :, None, :]
 
     def attend(q: Array, k: Array, v: Array, *rest: Any) -> tuple[Array, Array]:
@@ -37,10 +39,10 @@ def measure(workdir: Path, rows: int) -> dict[str, Any]:
 
     `edges` [E + 1] of bins of distance in tokens (the last excluded; negative is ahead of the query); by member, layer
     and head `mass` [M L N E], what falls into each, and `mean` [M L N], the mean absolute distance in tokens. Raises
-    Refusal where there is no run.
+    Refusal where there is no run, or its text is another.
     """
     run = trained.load(workdir)
-    text = _text(run.config, rows)
+    text = trained.text(workdir, rows)
     length = text.shape[1] - 1
     away = np.arange(length)[length // 2 :, None] - np.arange(length)
     edges = _edges(length, run.objective.causal)
@@ -63,16 +65,11 @@ def measure(workdir: Path, rows: int) -> dict[str, Any]:
     }
 
 
-def _text(config: Mapping[str, Any], rows: int) -> np.ndarray:
-    section = {**config["data"], "validation": rows}
-    return data.make(**bind(data.make, section, "data", {})).validation
-
-
 def _edges(length: int, causal: bool) -> np.ndarray:
     """0, 1, 2, 4, 8, ... to the length, and the same ahead where a token sees what is ahead of it."""
     steps = 2 ** np.arange(int(np.ceil(np.log2(length))) + 1)
     back = np.concatenate([[0], steps])
-    return back if causal else np.concatenate([1 - steps[::-1], back])
+    return back if causal else np.concatenate([1 - steps[:0:-1], back])
 
 
 @jax.jit(static_argnums=(0, 5))

@@ -5,32 +5,35 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from rope_lm import data, objective, trained
+from rope_lm import objective, trained
 from rope_lm.refusal import Refusal
-from rope_lm.settings import bind
 from rope_lm.transformer import Transformer
 
 BINS = 24  # of positions, in the loss by position; each as many times as wide as the one before
 # What may be chosen for a rotary run at evaluation, without training again; `factor` is how much longer the rows are.
 SCALINGS: dict[str, dict[str, float]] = {
     "rotary_linear": {},
-    "rotary_ntk": {},
-    "rotary_dynamic": {},
+    "rotary_ntk": {},  # what dynamic scaling is too, of rows that all have one length
     "yarn": {"fast": 32.0, "slow": 1.0},
 }
 
 
-def text(config: Mapping[str, Any], longest: int, rows: int) -> np.ndarray:
-    """int32 [rows longest * T + 1]: pieces of the validation text, evenly spread, for every context length to read.
-
-    Raises Refusal where the validation text has fewer.
-    """
-    section = {**config["data"], "length": config["data"]["length"] * longest, "validation": rows, "batch": 1}
-    return data.make(**bind(data.make, section, "data", {})).validation
+def check(workdir: Path) -> dict[str, Any]:
+    """The config of a run that can be measured. Raises Refusal where there is none, and for one whose task longer rows
+    would change."""
+    config, _ = trained.read(workdir)
+    if config["objective"]["name"] != "causal":
+        raise Refusal(
+            f"{str(workdir)!r} was trained with objective={config['objective']['name']}: takes causal runs alone"
+        )
+    if config["data"]["name"].startswith("probe:"):
+        raise Refusal(
+            f"{str(workdir)!r} was trained on {config['data']['name']}, whose rows are another task when they are "
+            "longer: use scripts.probe --multiples"
+        )
+    return config
 
 
 def measure(workdir: Path, rows: np.ndarray, multiple: int, scaling: str) -> dict[str, Any]:
@@ -40,21 +43,19 @@ def measure(workdir: Path, rows: np.ndarray, multiple: int, scaling: str) -> dic
     overlap, each token of the row with at least `multiple - 1/2` lengths before it where there are so many. Raises
     Refusal, with the reason, where the encoding cannot.
     """
-    config = trained.load(workdir).config
-    if config["objective"]["name"] != "causal":
-        raise Refusal(
-            f"{str(workdir)!r} was trained with objective={config['objective']['name']}: takes causal runs alone"
-        )
-    length = config["data"]["length"] * multiple
-    run = trained.load(workdir, position(config["model"]["position"], scaling, multiple, config), length)
-    pieces = _cut(rows, length, length)
-    windows = _cut(rows, length, config["data"]["length"] // 2)
+    config = check(workdir)
+    short = config["data"]["length"]
+    length = short * multiple
+    run = trained.load(workdir, position(config["model"]["position"], scaling, multiple, short), length)
+    pieces = _cut(rows, range(0, rows.shape[1] - 1, length), length)
+    starts = _starts(rows.shape[1] - 1, length, max(1, short // 2))
+    windows = _cut(rows, starts, length)
     apart, sliding = [], []
     for model in run.models:
-        nats = np.concatenate([_nats(model, piece) for piece in _groups(pieces.reshape(-1, length + 1))])
+        nats = trained.over_rows(_nats, model, pieces.reshape(-1, length + 1))
         apart.append(nats.mean(0))
-        slid = np.stack([np.concatenate([_nats(model, g) for g in _groups(row)]) for row in windows])
-        sliding.append(float(_fresh(slid, config["data"]["length"] // 2).mean()))
+        slid = trained.over_rows(_nats, model, windows.reshape(-1, length + 1)).reshape(*windows.shape[:2], length)
+        sliding.append(float(_fresh(slid, starts).mean()))
     edges = np.unique(np.geomspace(1, length + 1, BINS + 1).round().astype(int)) - 1
     by_position = [np.add.reduceat(nats, edges[:-1]) / np.diff(edges) for nats in apart]
     return {
@@ -69,40 +70,37 @@ def measure(workdir: Path, rows: np.ndarray, multiple: int, scaling: str) -> dic
     }
 
 
-def position(row: Mapping[str, Any], scaling: str, multiple: int, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config row of the encoding to evaluate with: the run's own, or rotary scaled by one of SCALINGS."""
-    if not scaling or multiple == 1:
+def position(row: Mapping[str, Any], scaling: str, multiple: int, short: int) -> dict[str, Any]:
+    """The config row of the encoding to evaluate with at `multiple` times `short`, the trained length: the run's own,
+    or rotary scaled by one of SCALINGS. Raises Refusal for rows that an encoding has learned nothing of."""
+    if multiple == 1:
+        return dict(row)
+    if row.get("limit") is not None:
+        raise Refusal(f"{row['name']} learned no position from {short} on: there is none to read longer text with")
+    if not scaling:
         return dict(row)
     if row["name"] != "rotary":
         raise Refusal(f"{scaling} scales rotary, the run was trained with {row['name']}")
     made = {"name": scaling, "base": row["base"], "factor": float(multiple), **SCALINGS[scaling]}
-    return made | ({} if scaling in ("rotary_linear", "rotary_ntk") else {"trained": config["data"]["length"]})
+    return made | ({} if scaling in ("rotary_linear", "rotary_ntk") else {"trained": short})
 
 
-def _cut(rows: np.ndarray, length: int, stride: int) -> np.ndarray:
-    """[rows pieces length + 1]: pieces of each row, one every `stride` tokens, the last ending where the row does."""
-    starts = range(0, rows.shape[1] - length, stride)
+def _cut(rows: np.ndarray, starts: Sequence[int], length: int) -> np.ndarray:
+    """[rows pieces length + 1]: the pieces of each row that begin at `starts`."""
     return np.stack([rows[:, start : start + length + 1] for start in starts], axis=1)
 
 
-def _fresh(nats: np.ndarray, stride: int) -> np.ndarray:
-    """Of windows [rows windows length], every token's loss once: all of the first window, then the last `stride`."""
-    later = nats[:, 1:, -stride:].reshape(len(nats), -1)
-    return np.concatenate([nats[:, 0], later], axis=1)
+def _starts(tokens: int, length: int, stride: int) -> list[int]:
+    """Where windows over so many tokens begin: one every `stride`, and one that ends where they do."""
+    return [*range(0, tokens - length, stride), tokens - length]
 
 
-def _groups(rows: np.ndarray, tokens: int = 16_384) -> Sequence[np.ndarray]:
-    """Rows in groups of so many tokens at most, so that a long context needs no more memory than a short one."""
-    size = max(1, tokens // rows.shape[1])
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
+def _fresh(nats: np.ndarray, starts: Sequence[int]) -> np.ndarray:
+    """Of windows [rows windows length], every token's loss once: all of the first window, then what each adds."""
+    steps = np.diff(starts)
+    later = [nats[:, 1 + i, -step:] for i, step in enumerate(steps)]
+    return np.concatenate([nats[:, 0], *later], axis=1)
 
 
-def _nats(model: Transformer, rows: np.ndarray) -> np.ndarray:
-    graph, state = nnx.split(model)
-    return np.asarray(_evaluate(graph, state, jnp.asarray(rows)))
-
-
-@jax.jit(static_argnums=0)
-def _evaluate(graph: nnx.GraphDef, state: nnx.State, rows: jax.Array) -> jax.Array:
-    logits, _ = nnx.merge(graph, state)(rows[:, :-1])
-    return objective.cross_entropy(logits, rows[:, 1:])
+def _nats(model: Transformer, rows: jax.Array) -> jax.Array:
+    return objective.cross_entropy(model(rows[:, :-1])[0], rows[:, 1:])

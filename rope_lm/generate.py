@@ -36,14 +36,14 @@ def generate(
     """
     if not len(prompt):
         raise Refusal("the prompt has no token: begin with the separator where there is no text")
-    if count < 1 or temperature < 0 or not 0 < top_p <= 1:
+    if count < 1 or not 0 <= temperature < float("inf") or not 0 < top_p <= 1 or not 0 <= seed < 2**32:
         raise Refusal(
-            f"tokens={count}, temperature={temperature}, top_p={top_p}: tokens must be at least 1, temperature at "
-            "least 0, and top_p above 0 and at most 1"
+            f"tokens={count}, temperature={temperature}, top_p={top_p}, seed={seed}: tokens must be at least 1, "
+            "temperature at least 0, top_p above 0 and at most 1, and seed at least 0 and below 2**32"
         )
     if not model.causal:
         raise Refusal("this model sees what is ahead of a token, and so cannot write: generate takes objective=causal")
-    model.position.check(len(prompt) + count)
+    model.position.check(len(prompt) + count - 1)  # the last token that is drawn is not read
     graph, state = nnx.split(model)
 
     @partial(jax.jit, donate_argnums=1)

@@ -60,13 +60,16 @@ def setting(name: str) -> str:
 
 
 def show_plan(arms: Mapping[str, Config]) -> None:
-    """Builds every arm without compiling and prints what it would train. Raises Refusal for an arm that cannot run."""
+    """Builds every arm without compiling and prints what it would train, all of them. Raises Refusal for an arm that
+    cannot run: before, for a mistake; after, for a lack of memory here."""
     from rope_lm import run  # imports JAX, which the sweep itself does not need
 
     table = Table("arm", "members", "parameters (its own)", "kernel", "FLOPs", "GB on 1, 8", box=SIMPLE)
-    total = 0.0
+    total, lacks = 0.0, {}
     for name, config in arms.items():
-        plan = run.plan(config)
+        plan = run.draft(config)
+        if why := run.lack(plan):
+            lacks[name] = why
         tokens = plan.steps * len(plan.members) * plan.data.batch * plan.data.length
         total += tokens * plan.flops_per_token
         sizes = [{"member": 1, "data": 1, "fsdp": count, "tensor": 1} for count in (1, 8)]
@@ -76,7 +79,7 @@ def show_plan(arms: Mapping[str, Config]) -> None:
             f"{plan.parameters:,} ({plan.parameters_position:,})",
             plan.kernel,
             f"{tokens * plan.flops_per_token:.1e}",
-            ", ".join(f"{plan.memory(each) / 1e9:.2g}" for each in sizes),
+            ", ".join(f"{plan.memory(each) / 1e9:.3g}" for each in sizes),
         )
     console = Console()
     console.print(table)
@@ -85,6 +88,8 @@ def show_plan(arms: Mapping[str, Config]) -> None:
     console.print(
         f"{len(arms)} arms, {steps} steps, {total:.3g} FLOPs in all; nothing was trained (--dry)", highlight=False
     )
+    if lacks:
+        raise Refusal(f"{', '.join(lacks)}: {next(iter(lacks.values()))}")
 
 
 def sweep(arms: Mapping[str, Config], claims: Mapping[str, Any], workdir: str | Path, flags: Sequence[str] = ()) -> int:

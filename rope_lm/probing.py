@@ -6,14 +6,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from rope_lm import trained
 from rope_lm.data.probes import Probe
 from rope_lm.refusal import Refusal
 from rope_lm.transformer import Transformer
 
-TOKENS = 16_384  # at once, so that long rows need no more memory than short ones
+
+def check(workdir: Path) -> None:
+    """Raises Refusal for a run that was not trained on a probe, or not to predict the next token."""
+    config, _ = trained.read(workdir)
+    if not config["data"]["name"].startswith("probe:"):
+        raise Refusal(f"{str(workdir)!r} was trained on {config['data']['name']}: give a run of data=probe:NAME")
+    if config["objective"]["name"] != "causal":
+        raise Refusal(
+            f"{str(workdir)!r} was trained with objective={config['objective']['name']}: a probe asks for the next "
+            "token; give a causal run"
+        )
 
 
 def measure(workdir: Path, rows: int, multiple: int) -> dict[str, Any]:
@@ -24,15 +33,9 @@ def measure(workdir: Path, rows: int, multiple: int) -> dict[str, Any]:
     `accuracy` is the share, by member, for which the likeliest token is the right one. Raises Refusal for a run that
     was not trained on a probe, or not to predict the next token, and where its encoding cannot encode such rows.
     """
+    check(workdir)
     run = trained.load(workdir)
-    kind, _, name = run.config["data"]["name"].partition(":")
-    if kind != "probe":
-        raise Refusal(f"{str(workdir)!r} was trained on {run.config['data']['name']}: give a run of data=probe:NAME")
-    if not run.objective.causal:
-        raise Refusal(
-            f"{str(workdir)!r} was trained with objective={run.config['objective']['name']}: a probe asks for "
-            "the next token; give a causal run"
-        )
+    name = run.config["data"]["name"].partition(":")[2]
     probe = Probe(name, run.config["data"]["length"] * multiple, "test")
     if not 1 <= rows <= len(probe):
         raise Refusal(f"--rows={rows}: must be from 1 to {len(probe):,}")
@@ -42,7 +45,7 @@ def measure(workdir: Path, rows: int, multiple: int) -> dict[str, Any]:
     mask, distance = (np.stack(each) for each in zip(*map(probe.answers, range(rows)), strict=True))
     ranges = np.log2(distance[mask]).astype(int)
     answers = np.bincount(ranges)
-    right = [np.bincount(ranges, _right(model, text)[mask]) for model in run.models]
+    right = [np.bincount(ranges, trained.over_rows(_right, model, text)[mask]) for model in run.models]
     there = np.flatnonzero(answers)
     return {
         "multiple": multiple,
@@ -57,15 +60,6 @@ def measure(workdir: Path, rows: int, multiple: int) -> dict[str, Any]:
     }
 
 
-def _right(model: Transformer, rows: np.ndarray) -> np.ndarray:
+def _right(model: Transformer, rows: jax.Array) -> jax.Array:
     """bool [rows T]: where the likeliest token is the one that comes."""
-    graph, state = nnx.split(model)
-    size = max(1, TOKENS // rows.shape[1])
-    groups = [rows[start : start + size] for start in range(0, len(rows), size)]
-    return np.concatenate([np.asarray(_evaluate(graph, state, jnp.asarray(group))) for group in groups])
-
-
-@jax.jit(static_argnums=0)
-def _evaluate(graph: nnx.GraphDef, state: nnx.State, rows: jax.Array) -> jax.Array:
-    logits, _ = nnx.merge(graph, state)(rows[:, :-1])
-    return jnp.argmax(logits, -1) == rows[:, 1:]
+    return jnp.argmax(model(rows[:, :-1])[0], -1) == rows[:, 1:]

@@ -4,9 +4,8 @@ import math
 import os
 import re
 import signal
-import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -71,19 +70,34 @@ class Plan:
     flops_per_token: float  # forward and backward
 
     def memory(self, mesh: Mapping[str, int]) -> int:
-        """Bytes that a step needs on each device of a mesh of these sizes, estimated."""
-        config, data = self.config, self.data
-        tokens = data.batch // config["optimizer"]["accumulate"] * data.length
+        """Bytes that training needs on each device of a mesh of these sizes, estimated."""
         members = len(self.members) // mesh["member"]
-        together = 1 if training.take_turns(self.mesh) else members
-        vocabulary = self.program.objective.vocabulary
-        return training.memory(self.model, self.parameters, vocabulary, tokens, members, together, mesh)
+        return training.memory(
+            self.model,
+            self.parameters,
+            causal=self.program.objective.causal,
+            vocabulary=self.program.objective.vocabulary,
+            length=self.data.length,
+            batch=self.data.batch,
+            accumulate=self.config["optimizer"]["accumulate"],
+            members=members,
+            together=1 if training.take_turns(self.mesh) else members,
+            mesh=mesh,
+        )
 
 
 def plan(config: Mapping[str, Any]) -> Plan:
+    """As `draft`, for the devices that are here. Raises Refusal also where they have too little memory."""
+    made = draft(config)
+    if why := lack(made):
+        raise Refusal(why)
+    return made
+
+
+def draft(config: Mapping[str, Any]) -> Plan:
     """Checks the whole config, prepares its text and builds its program, compiling nothing.
 
-    Raises Refusal for whatever cannot be run.
+    Raises Refusal for whatever cannot be run, but for a lack of memory.
     """
     for key in config:
         if key not in (*TOP, *SECTIONS):
@@ -102,7 +116,8 @@ def plan(config: Mapping[str, Any]) -> Plan:
     )
     encoding = positional.encoding(model["position"])
     platform = mesh.devices.flat[0].platform
-    model["attention"] = attention.resolve(model["attention"], platform, model["dtype"], encoding.biased())
+    head_size = model["width"] // max(1, model["heads"])  # a model without heads is refused below
+    model["attention"] = attention.resolve(model["attention"], platform, model["dtype"], encoding.biased(), head_size)
     build = {"steps": config["steps"], "members": len(members), "mesh": mesh}
     # Once with any vocabulary, so that a mistake in the model is named before minutes are spent on preparing text.
     section = bind(data.make, config["data"], "data", {})
@@ -110,10 +125,10 @@ def plan(config: Mapping[str, Any]) -> Plan:
     training.make(*sections, vocabulary=2, length=section["length"], batch=section["batch"], **build)
     text = data.make(**section)
     program = training.make(*sections, vocabulary=text.vocabulary, length=text.length, batch=text.batch, **build)
-    sizes = {key: model[key] for key in ("width", "heads", "layers", "hidden", "attention", "block")}
+    sizes = {key: model[key] for key in ("width", "heads", "layers", "hidden", "position", "attention", "block")}
     counted = {"causal": program.objective.causal, "vocabulary": program.objective.vocabulary, "length": text.length}
     count = lambda tree: sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(tree))  # noqa: E731
-    made = Plan(
+    return Plan(
         config=config,
         steps=config["steps"],
         every=every,
@@ -127,24 +142,23 @@ def plan(config: Mapping[str, Any]) -> Plan:
         parameters_position=count(program.abstract.params.get("position", {})),
         flops_per_token=transformer.flops_per_token(**sizes, **counted),
     )
-    _check_memory(made)
-    return made
 
 
-def _check_memory(plan: Plan) -> None:
-    """Raises Refusal for a step that needs more memory than a device has."""
-    needs, has = plan.memory(plan.mesh.shape), capacity(plan.mesh.devices.flat[0])
-    if has and needs > has:
-        raise Refusal(
-            f"a step needs about {needs / 1e9:.1f} GB on each of {plan.mesh.size} devices of {has / 1e9:.1f} GB: "
-            + _what_to_lower(plan)
-        )
+def lack(plan: Plan) -> str:
+    """What a step needs, what a device has and what to lower, where its memory is too small; "" where it is not."""
+    needs, has, count = plan.memory(plan.mesh.shape), capacity(plan.mesh.devices.flat[0]), plan.mesh.size
+    if not has or needs <= has:
+        return ""
+    where = "one device" if count == 1 else f"each of {count} devices"
+    return f"a step needs about {needs / 1e9:.1f} GB on {where} of {has / 1e9:.1f} GB: {_what_to_lower(plan)}"
 
 
 def _what_to_lower(plan: Plan) -> str:
+    count = len(plan.members)
+    fewer = f"train fewer than {count} members at once, " if count > 1 else ""
     return (
         f"lower data.batch ({plan.data.batch}) or data.length ({plan.data.length}), raise optimizer.accumulate, "
-        f"train fewer than {len(plan.members)} members at once, or shard over more devices with mesh.fsdp"
+        f"{fewer}or shard over more devices with mesh.fsdp"
     )
 
 
@@ -313,22 +327,27 @@ class Loop:
             if self.done == plan.steps or self.done % every.evaluate == 0:
                 self._validate()
             self._save()
-            self.checkpoints.wait()
+            with self._bookkeeping():
+                self.checkpoints.wait()
         self.record.update(wall_seconds=round(time.monotonic() - began, 3), bookkeeping_seconds=round(self.kept, 3))
         return self._outcome()
 
-    def _save(self) -> None:
+    @contextmanager
+    def _bookkeeping(self) -> Iterator[None]:
         began = time.monotonic()
-        self.checkpoints.save(self.done, self.state, self.consumed)
-        self.record.update(batches={"step": self.done, "sha256": self.consumed})
+        yield
         self.kept += time.monotonic() - began
+
+    def _save(self) -> None:
+        with self._bookkeeping():
+            self.checkpoints.save(self.done, self.state, self.consumed)
+            self.record.update(batches={"step": self.done, "sha256": self.consumed})
 
     def _write(self, rows: list[dict[str, Any]], **shown: float) -> None:
         """Rows to the journal, and their mean to the person who watches."""
-        began = time.monotonic()
-        self.record.write(rows)
-        self.progress.show(rows[0]["step"] if rows else self.done, **shown)
-        self.kept += time.monotonic() - began
+        with self._bookkeeping():
+            self.record.write(rows)
+            self.progress.show(rows[0]["step"] if rows else self.done, **shown)
 
     def _pause(self) -> None:
         """Waits for the device, stops the clock and writes what is pending."""
@@ -399,16 +418,39 @@ def initial(plan: Plan) -> training.State:
     return plan.program.init(seeds, np.array([member.rate for member in plan.members], np.float32))
 
 
+class Stepper:
+    """A compiled training step with a state and the first batch, called over and over."""
+
+    def __init__(self, plan: Plan):
+        self.plan, self.state = plan, initial(plan)
+        batch = next(plan.data.batches([member.seed for member in plan.members], 0, 1))
+        self.rows = jax.device_put(batch.rows, plan.program.rows)
+        began = time.perf_counter()
+        self.step = plan.program.step.lower(self.state, self.rows).compile()
+        self.compile = time.perf_counter() - began  # seconds
+        memory = self.step.memory_analysis()
+        self.peak_bytes = memory.temp_size_in_bytes + memory.argument_size_in_bytes  # of each device
+
+    def __call__(self) -> training.Metrics:
+        self.state, metrics = self.step(self.state, self.rows)
+        return metrics
+
+
+def rounds_of(calls: Mapping[Any, Callable[[], Any]], rounds: int) -> dict[Any, np.ndarray]:
+    """Seconds [rounds] of each call over rounds A B C A B C, so that a noisy machine hits all alike; one warms up."""
+    taken = [[_clock(call) for call in calls.values()] for _ in range(rounds + 1)]
+    return dict(zip(calls, np.array(taken[1:]).T, strict=True))
+
+
+def _clock(call: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    jax.block_until_ready(call())
+    return time.perf_counter() - began
+
+
 def seconds_per_step(plan: Plan) -> float:
     """Of all members together: the median of five steps after the first, compilation excluded."""
-    state, rows = initial(plan), jnp.zeros(_rows(plan).shape, jnp.int32, device=plan.program.rows)
-    step = plan.program.step.lower(state, _rows(plan)).compile()
-    taken = []
-    for _ in range(6):
-        began = time.perf_counter()
-        state, _ = jax.block_until_ready(step(state, rows))
-        taken.append(time.perf_counter() - began)
-    return statistics.median(taken[1:])
+    return float(np.median(rounds_of({"step": Stepper(plan)}, rounds=5)["step"]))
 
 
 def _rows(plan: Plan) -> jax.ShapeDtypeStruct:

@@ -1,7 +1,7 @@
 """The mesh, and the one table that says which of its axes splits which dimension."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -48,6 +48,18 @@ def spec(axes: tuple[str, ...]) -> P:
 def named(mesh: Mesh, axes: Any) -> Any:
     """A tree of shardings from a tree of tuples of logical names."""
     return jax.tree.map(lambda each: NamedSharding(mesh, spec(each)), axes, is_leaf=lambda x: isinstance(x, tuple))
+
+
+def anywhere(x: jax.Array) -> jax.Array:
+    """x, wherever it lies."""
+    return x
+
+
+def placing(mesh: Mesh, axes: tuple[str, ...]) -> Callable[[jax.Array], jax.Array]:
+    """Says, inside a program, that an array whose dimensions have these logical names lies split over the mesh."""
+    if mesh.size == 1:
+        return anywhere
+    return lambda x: jax.lax.with_sharding_constraint(x, named(mesh, axes))
 
 
 def check(sizes: Mapping[str, int], members: int, batch: int, width: int, heads: int, hidden: int) -> None:

@@ -1,17 +1,25 @@
 """A run that was trained, opened to be used: its model with the parameters of its newest whole checkpoint."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rope_lm import attention, journal, positional, sharding, training
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from rope_lm import attention, data, journal, positional, sharding, training
 from rope_lm.checkpoint import Checkpoints
 from rope_lm.data import tokenizer
 from rope_lm.data.tokenizer import Tokenizer
 from rope_lm.objective import Objective
 from rope_lm.refusal import Refusal
+from rope_lm.settings import bind
 from rope_lm.transformer import Transformer
+
+TOKENS = 16_384  # at once, so that long rows need no more memory than short ones
 
 
 @dataclass(frozen=True)
@@ -26,6 +34,44 @@ class Trained:
     coder: Tokenizer
 
 
+def read(workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The config and the manifest of a run. Raises Refusal where there is none."""
+    config, manifest = (journal.read_json(workdir / f"{name}.json") for name in ("config", "manifest"))
+    if not isinstance(config, dict) or not isinstance(manifest, dict) or "data" not in config:
+        raise Refusal(f"{str(workdir)!r} holds no run (no config.json and manifest.json in it): give its --workdir")
+    return config, manifest
+
+
+def text(workdir: Path, rows: int, multiple: int = 1) -> np.ndarray:
+    """int32 [rows multiple * T + 1]: pieces of the validation text that a run was trained beside, evenly spread.
+
+    Raises Refusal where the text here is not that of the run, or has fewer such pieces.
+    """
+    config, manifest = read(workdir)
+    section = {**config["data"], "length": config["data"]["length"] * multiple, "validation": rows, "batch": 1}
+    made = data.make(**bind(data.make, section, "data", {}))
+    probe = section["name"].startswith("probe:")  # whose fingerprint is one of rows of this length
+    if not probe and (differ := journal.differences(manifest["data"]["fingerprint"], dict(made.fingerprint))):
+        raise Refusal(
+            f"{str(workdir)!r} was trained on another text than data.name={section['name']} is here (other "
+            f"{', '.join(key for key, *_ in differ)}): read it where it was trained, or give the same files"
+        )
+    return made.validation
+
+
+def over_rows(function: Callable[[Transformer, Any], Any], model: Transformer, rows: np.ndarray) -> np.ndarray:
+    """What a function of a model and some rows makes of all of them, a group at a time."""
+    graph, state = nnx.split(model)
+    size = max(1, TOKENS // rows.shape[1])
+    groups = (jnp.asarray(rows[start : start + size]) for start in range(0, len(rows), size))
+    return np.concatenate([np.asarray(_call(function, graph, state, group)) for group in groups])
+
+
+@jax.jit(static_argnums=(0, 1))
+def _call(function: Callable, graph: nnx.GraphDef, state: nnx.State, rows: jax.Array) -> jax.Array:
+    return function(nnx.merge(graph, state), rows)
+
+
 def load(workdir: Path, position: Mapping[str, Any] | None = None, length: int | None = None) -> Trained:
     """The run in `workdir`, ready for rows of `length` tokens (as trained, if None), with its encoding's config row or,
     without training anything again, with another one whose parameters are the same (rotary as yarn, say).
@@ -34,14 +80,14 @@ def load(workdir: Path, position: Mapping[str, Any] | None = None, length: int |
     Refusal where there is no run or no whole checkpoint, for a tree of another architecture, and for rows that are
     longer than an encoding can encode.
     """
-    config, manifest = (journal.read_json(workdir / f"{name}.json") for name in ("config", "manifest"))
-    if not isinstance(config, dict) or not isinstance(manifest, dict):
-        raise Refusal(f"{str(workdir)!r} holds no run (no config.json and manifest.json in it): give its --workdir")
+    config, manifest = read(workdir)
     mesh = sharding.make(1, 1, 1, 1)
     model = {**config["model"], "position": dict(position or config["model"]["position"])}
     biased = positional.encoding(model["position"]).biased()
     auto = {**model["attention"], **({"kernel": "auto"} if "kernel" in model["attention"] else {})}
-    model["attention"] = attention.resolve(auto, mesh.devices.flat[0].platform, model["dtype"], biased)
+    model["attention"] = attention.resolve(
+        auto, mesh.devices.flat[0].platform, model["dtype"], biased, model["width"] // model["heads"]
+    )
     program = training.make(
         model,
         {**config["optimizer"], "rate": tuple(config["optimizer"]["rate"])},

@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, UInt
 
-from rope_lm import attention, objective, optimizer, sharding
+from rope_lm import attention, objective, optimizer, positional, sharding
 from rope_lm.block import Style
 from rope_lm.objective import Objective
 from rope_lm.refusal import Refusal
@@ -74,11 +74,14 @@ def make(
     """
     example_of = objective.make(predicted, vocabulary=vocabulary)
     given = {"vocabulary": example_of.vocabulary, "causal": example_of.causal}
+    placed = sharding.placing(mesh, ("batch",))
 
     def build(seed: UInt[Array, ""]) -> Transformer:
         # A stream of its own for the encoding: the shared parameters then start bit-identical in every arm.
         rngs = nnx.Rngs(params=_stream(seed, "params"), position=_stream(seed, "position"), features=0)
-        return Transformer(**bind(Transformer, model, "model", {**given, "rngs": rngs}))
+        made = Transformer(**bind(Transformer, model, "model", {**given, "rngs": rngs}))
+        made.placed = placed
+        return made
 
     shell = nnx.eval_shape(build, jnp.uint32(0))
     shell.position.check(length)
@@ -103,20 +106,21 @@ def make(
     def gradient(params: Any, seed: Any, step: Any, rows: Int[Array, "B W"]) -> tuple[Float[Array, ""], Any]:
         keys = jax.random.split(jax.random.fold_in(_stream(seed, "objective"), step), rows.shape[0])
 
+        tokens = jnp.sum(example_of(rows, keys).weights)
+
         def loss(params: Any, rows: Int[Array, "B W"], keys: Key[Array, "B"]) -> Float[Array, ""]:
-            nats, weights = forward(of(params, seed, step), rows, keys)
-            return jnp.sum(nats) / jnp.sum(weights)
+            return jnp.sum(forward(of(params, seed, step), rows, keys)[0]) / tokens
 
         if adam.accumulate == 1:
             return jax.value_and_grad(loss)(params, rows, keys)
-        pieces = rows.reshape(adam.accumulate, -1, rows.shape[-1]), keys.reshape(adam.accumulate, -1)
+        # Every device has rows of every piece: one after another, the pieces would be those of single devices.
+        cut = lambda x: x.reshape(-1, adam.accumulate, *x.shape[1:]).swapaxes(0, 1)  # noqa: E731
         zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
 
         def add(total: Any, piece: tuple[Array, Array]) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, total, jax.value_and_grad(loss)(params, *piece)), None
 
-        total, _ = jax.lax.scan(add, zero, pieces)
-        return jax.tree.map(lambda x: x / adam.accumulate, total)
+        return jax.lax.scan(add, zero, (cut(rows), cut(keys)))[0]
 
     def init_member(seed: UInt[Array, ""], rate: Float[Array, ""]) -> tuple[Any, ...]:
         params = nnx.to_pure_dict(nnx.state(build(seed), nnx.Param))
@@ -219,26 +223,45 @@ def _in_turn(function: Callable) -> Callable:
 def memory(
     model: Mapping[str, Any],
     parameters: int,
+    *,
+    causal: bool,
     vocabulary: int,
-    tokens: int,
+    length: int,
+    batch: int,
+    accumulate: int,
     members: int,
     together: int,
     mesh: Mapping[str, int],
 ) -> int:
-    """Bytes that a step of `members`, of which so many are computed `together`, needs on each device of a mesh of these
+    """Bytes that training `members`, of which so many are computed `together`, needs on each device of a mesh of these
     sizes, by formula.
 
-    Parameters, gradients and two moments in float32; for each of the `tokens` of a (piece of a) batch what the layers
-    keep for the backward pass (the results of their products, or their inputs alone with remat="full") and what one
-    layer works on; and the logits with what is computed from them, in float32. A test holds it against XLA's account.
+    Parameters, gradients (a second time where they accumulate) and two moments in float32; for each token of a piece of
+    the batch what the layers keep for the backward pass (the results of their products, or their inputs alone with
+    remat="full"), what one layer works on, and the logits with what is computed from them, in float32; and what the
+    encoding works on. Or, where that is more, what an evaluation works on: three quarters as much, forward alone, but
+    for the whole batch. A test holds it against XLA's account.
     """
-    width, inner = model["width"], Style(**model["block"]).inner(model["hidden"])
-    # Of one layer, with all that lies between its products.
-    whole = 16 * width + 4 * inner + attention.make(model["attention"]).floats(model["heads"])
-    kept = {"none": whole, "products": 7 * width + inner, "full": width}[model["remat"]]
-    layers = jnp.dtype(model["dtype"]).itemsize * (model["layers"] * kept + whole)
-    states = members * 4 * 4 * parameters // (mesh["fsdp"] * mesh["tensor"])
-    return states + together * tokens * (layers + 4 * 3 * vocabulary) // (mesh["data"] * mesh["fsdp"])
+    width, heads, layers = model["width"], model["heads"], model["layers"]
+    inner, size = Style(**model["block"]).inner(model["hidden"]), jnp.dtype(model["dtype"]).itemsize
+    shape = positional.Shape(width, heads, width // heads, layers, causal)
+    encoding = positional.abstract(model["position"], shape)
+    # Bytes for each token of one layer: all that lies between its products, and the inside of its attention.
+    between = size * (16 * width + 4 * inner)
+    inside = 4 * attention.make(model["attention"]).floats(heads, length, causal)
+    # Half of the inside is of the forward pass.
+    kept = {"none": between + inside / 2, "products": size * (7 * width + inner), "full": size * width}[model["remat"]]
+
+    def worked(rows: float) -> float:
+        # The two of a layer do not live at once.
+        tokens = rows * length * (max(between, inside) + 4 * 3 * vocabulary)
+        return tokens + 4 * 2 * length**2 * encoding.floats(shape, rows)  # forward and backward
+
+    rows = batch / (mesh["data"] * mesh["fsdp"])
+    piece = rows / accumulate
+    step = worked(piece) + piece * length * layers * kept
+    states = 4 * parameters * (4 * members + (accumulate > 1) * together) / (mesh["fsdp"] * mesh["tensor"])
+    return int(states + together * max(step, 0.75 * worked(rows)))
 
 
 def _share(batch: int, accumulate: int) -> int:

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from rope_lm import attention as attentions
-from rope_lm import positional
+from rope_lm import positional, sharding
 from rope_lm.block import RESIDUALS, Block, Linear, Style, Transform
 from rope_lm.positions import Positions, contiguous
 from rope_lm.refusal import Refusal, unknown
@@ -57,7 +57,10 @@ class Transformer(nnx.Module):
     attention has features, `turn_features` in every layer.
 
     Inside, activations are [R D] with R = B * T rows: on the CPU every linear layer is then one plain matrix product.
+    Where several devices share the rows, `placed` says how the stream lies over them.
     """
+
+    placed = staticmethod(sharding.anywhere)
 
     def __init__(
         self,
@@ -146,7 +149,9 @@ class Transformer(nnx.Module):
         def body(x, layer):
             number, block, stored, drawn = layer
             rest = positions, seen, bias, plain, number, drawn, stored
-            return nnx.merge(graph, block)(x, batch, lambda q, k, v: attend(q, k, v, *rest))
+            # Said of both ends of a layer: XLA would rather split the width, and keep all rows on every device.
+            x, kept = nnx.merge(graph, block)(self.placed(x), batch, lambda q, k, v: attend(q, k, v, *rest))
+            return self.placed(x), kept
 
         stored = None
         if cache is not None:
@@ -224,6 +229,7 @@ def flops_per_token(
     heads: int,
     layers: int,
     hidden: int,
+    position: Mapping[str, Any],
     attention: Mapping[str, Any],
     block: Mapping[str, Any],
     *,
@@ -235,9 +241,12 @@ def flops_per_token(
 
     Two for each weight of a matrix product (the embedding is a look-up: it counts nothing), and for each product in
     attention over the keys that a token may see alone: of softmax attention that is causal, two products of `width`
-    over (length + 1) / 2 keys on average. Norms, softmax and what is computed again for the backward pass are not
-    counted.
+    over (length + 1) / 2 keys on average. An encoding's own products in every layer are counted as it computes them,
+    over all keys. Not counted: norms, softmax, what is computed again for the backward pass, and an encoding's bias,
+    which is computed once for all rows of a batch (below 1% at every scale in configs/presets.py).
     """
-    style = Style(**block)
+    style, shape = Style(**block), positional.Shape(width, heads, width // heads, layers, causal)
     weights = layers * style.weights(width, hidden) + style.transform * width * width + width * vocabulary
-    return 3 * 2 * (weights + layers * attentions.make(attention).flops(width, heads, length, causal))
+    attending = attentions.make(attention).flops(width, heads, length, causal)
+    encoding = positional.abstract(position, shape).flops(shape, length)
+    return 3 * 2 * (weights + layers * (attending + encoding))

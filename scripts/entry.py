@@ -25,7 +25,12 @@ def end(main: Callable[[], int]) -> NoReturn:
         _say(refusal, 2)
     except MemoryError as error:
         _say(error, 1)
+    except BrokenPipeError:  # who read what is printed has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
+            _say(f"{error.filename!r}: {error.strerror}: give a folder that can be written", 2)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         _say(f"{error}: free some space; the same command goes on from the last checkpoint", 1)

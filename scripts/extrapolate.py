@@ -15,8 +15,8 @@ EXAMPLES = """examples:
 
 The same validation text is read in pieces of 1, 2, 4, 8 times the trained length: pieces that do not overlap (apart),
 and windows that do (sliding), so that early tokens of a piece are not credited to the encoding. A run with rotary is
-read scaled too (rotary_linear, rotary_ntk, rotary_dynamic, yarn, each by as much as the text is longer), without
-training. What is found is written into extrapolation.json of each run.
+read scaled too (rotary_linear, rotary_ntk, yarn, each by as much as the text is longer), without training. What is
+found is written into extrapolation.json of each run.
 exit status: 0, or 2 for a mistake in the command."""
 
 
@@ -28,11 +28,11 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=16, help="pieces of the longest length (16)")
     arguments = parser.parse_args()
     multiples = entry.multiples(arguments.multiples)
-    if max(multiples) % min(multiples) or any(max(multiples) % each for each in multiples):
+    if any(max(multiples) % each for each in multiples):
         raise Refusal(f"--multiples={arguments.multiples}: each must divide the greatest, so that all read one text")
     if arguments.rows < 1:
         raise Refusal(f"--rows={arguments.rows}: must be at least 1")
-    from rope_lm import extrapolation, journal
+    from rope_lm import extrapolation, journal, trained
 
     names = list(extrapolation.SCALINGS) if arguments.scalings is None else arguments.scalings.split(",")
     for name in filter(None, names):
@@ -40,10 +40,9 @@ def main() -> int:
             raise unknown("--scalings", name, extrapolation.SCALINGS)
     console = Console()
     for workdir in entry.workdirs(arguments.runs):
-        config = journal.read_json(workdir / "config.json")
-        if not isinstance(config, dict):
-            raise Refusal(f"{str(workdir)!r} holds no run (no config.json in it): give its --workdir")
-        text = extrapolation.text(config, max(multiples), arguments.rows)
+        config = extrapolation.check(workdir)
+        trained.load(workdir)  # what is wrong with the run itself is no finding
+        text = trained.text(workdir, arguments.rows, max(multiples))
         rotary = config["model"]["position"]["name"] == "rotary"
         found, refused = [], []
         for scaling in ["", *filter(None, names if rotary else ())]:

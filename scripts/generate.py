@@ -1,6 +1,7 @@
 """Let a trained run write: text after a prompt, as it is drawn."""
 
 import codecs
+import os
 from pathlib import Path
 
 from rope_lm.refusal import Refusal
@@ -31,7 +32,7 @@ def main() -> int:
     run = trained.load(arguments.workdir)
     if not 0 <= arguments.member < len(run.models):
         raise Refusal(f"--member={arguments.member}: the run has {len(run.models)} members, counted from 0")
-    prompt = run.coder.encode(arguments.prompt.encode()) if arguments.prompt else [run.coder.separator]
+    prompt = run.coder.encode(os.fsencode(arguments.prompt)) if arguments.prompt else [run.coder.separator]
     drawn = generate(
         run.models[arguments.member], prompt, arguments.tokens, arguments.temperature, arguments.top_p, arguments.seed
     )

@@ -27,10 +27,12 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=256, help="rows to answer (256)")
     arguments = parser.parse_args()
     multiples = entry.multiples(arguments.multiples)
-    from rope_lm import journal, probing
+    from rope_lm import journal, probing, trained
 
     console = Console()
     for workdir in entry.workdirs(arguments.runs):
+        probing.check(workdir)
+        trained.load(workdir)  # what is wrong with the run itself is no finding
         found, refused = [], []
         for multiple in multiples:
             try:

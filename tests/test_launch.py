@@ -1,12 +1,13 @@
 """A sweep of settings: what its arms are, what it says before it starts, what it keeps of its claims."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from configs import studies
-from rope_lm import launch
+from configs import ablation, studies
+from rope_lm import launch, run
 from rope_lm.refusal import Refusal
 from scripts import entry
 from tests.test_scripts import ROOT, SMALL, call
@@ -121,3 +122,32 @@ def test_time_prints_the_seconds_of_a_step_and_keeps_nothing(text, cache, tmp_pa
     done = call("scripts.train", "--config=configs/lm.py", "--time", f"--workdir={tmp_path / 'w'}", *flags)
     assert done.returncode == 0, done.stderr
     assert 0 < float(done.stdout) < 60 and not Path(tmp_path / "w").exists() and ROOT.exists()
+
+
+def test_dry_prints_every_arm_and_then_refuses_what_does_not_fit(text, cache, monkeypatch, capsys):
+    sweep = ablation.get_config(f"quick,data=text:{text}")
+    sweep.base.data.update({"length": 16, "batch": 4, "cache": cache})
+    arms = launch.expand(entry.plain(sweep), ["none", "rotary"])
+    launch.show_plan(arms)
+    monkeypatch.setattr(run, "capacity", lambda _: 2_000_000)
+    capsys.readouterr()
+    with pytest.raises(
+        Refusal, match=r"none, rotary: a step needs about 0\.\d GB on one device of 0\.0 GB: lower data"
+    ):
+        launch.show_plan(arms)
+    said = capsys.readouterr().out
+    assert "none" in said and "rotary" in said and "nothing was trained" in said
+    with pytest.raises(Refusal, match="a step needs about"):
+        run.plan(arms["none"])
+
+
+def test_dry_of_a_billion_parameters_says_what_it_would_need():
+    """Its batch is one that no machine's memory holds."""
+    words = ["--config=configs/lm.py:scale=1b,data=probe:copy", "--config.data.batch=4096", "--dry"]
+    done = call("scripts.train", *words)
+    assert done.returncode == 2, done.stderr
+    assert "1,007,769,600" in done.stdout and "GB on 1, 8" in done.stdout and "nothing was trained" in done.stdout
+    assert re.fullmatch(
+        r"error: rotary: a step needs about \d{4,}\.\d GB on one device of .* GB: lower data.batch \(4096\) .*\n",
+        done.stderr,
+    ), done.stderr

@@ -89,10 +89,11 @@ def test_the_command_writes_what_it_prints(runs):
     "words, says",
     [
         (["R/text"], "was trained on text:"),
+        (["R/text", "--multiples=2"], "was trained on text:"),
         (["R/masked"], "was trained with objective=masked: a probe asks for the next token"),
         (["R/nothing"], "holds no run"),
         (["R/rotary", "--rows=0"], "--rows=0: must be from 1 to 16,384"),
-        (["R/rotary", "--multiples=1,a"], "--multiples=a: must be whole numbers"),
+        (["R/rotary", "--multiples=1,a"], "--multiples=1,a: must be whole numbers"),
     ],
 )
 def test_a_mistake_is_one_line(runs, words, says):

@@ -1,6 +1,7 @@
 """The mesh: what it refuses, and that several devices compute what one does."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -11,7 +12,16 @@ import pytest
 from rope_lm import positional, sharding
 from rope_lm.refusal import Refusal
 
-MIXTURES = [(1, 8, 1, 1), (1, 1, 8, 1), (1, 1, 1, 4), (2, 4, 1, 1), (2, 2, 2, 1), (1, 2, 2, 2), (2, 1, 1, 4)]
+MIXTURES = [
+    (2, 1, 1, 1),
+    (1, 8, 1, 1),
+    (1, 1, 8, 1),
+    (1, 1, 1, 4),
+    (2, 4, 1, 1),
+    (2, 2, 2, 1),
+    (1, 2, 2, 2),
+    (2, 1, 1, 4),
+]
 CODE = """
 import sys, json, jax, numpy as np
 sys.path.insert(0, ".")
@@ -19,11 +29,13 @@ from configs.presets import BLOCKS
 from rope_lm import sharding, training
 from tests.models import section, VOCABULARY, LENGTH
 from tests.test_training import CAUSAL, OPTIMIZER
-name, meshes, block = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
+name, meshes, block, accumulate = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+training.take_turns = lambda mesh: mesh.size == 1  # on several devices the program that accelerators run, too
 out = {}
 for sizes in meshes:
     mesh = sharding.make(*sizes)
-    made = training.make(section(name, block=BLOCKS[block]), OPTIMIZER | {"rate": (3e-3,)}, CAUSAL,
+    optimization = OPTIMIZER | {"rate": (3e-3,), "accumulate": accumulate}
+    made = training.make(section(name, block=BLOCKS[block]), optimization, CAUSAL,
                          vocabulary=VOCABULARY, steps=20, members=2, batch=8, length=LENGTH, mesh=mesh)
     state = made.init(np.array([0, 1], np.uint32), np.full(2, 3e-3, np.float32))
     rng = np.random.default_rng(0)
@@ -46,8 +58,13 @@ FEW = ("none", "learned", "relative_bias", "rotary")  # the others are held to i
     "name", [name if name in FEW else pytest.param(name, marks=pytest.mark.long) for name in positional.ENCODINGS]
 )
 def test_eight_devices_compute_what_one_does(name):
-    some = [(2, 2, 2, 1), (1, 2, 2, 2)] if name in FEW else [(2, 1, 2, 2)]
-    compute_what_one_does(name, "ours", MIXTURES if name in ("rotary", "relative_bias") else some)
+    compute_what_one_does(
+        name, "ours", MIXTURES if name in ("rotary", "relative_bias") else [(2, 2, 2, 1), (1, 2, 2, 2)]
+    )
+
+
+def test_pieces_of_a_batch_are_cut_on_every_device():
+    compute_what_one_does("rotary", "ours", [(1, 4, 1, 1), (1, 2, 2, 2)], accumulate=2)
 
 
 @pytest.mark.parametrize("block", ["llama", pytest.param("neox", marks=pytest.mark.long), "bert"])
@@ -55,13 +72,12 @@ def test_eight_devices_compute_what_one_does_with_other_blocks(block):
     compute_what_one_does("rotary", block, [(1, 2, 2, 2)])
 
 
-def compute_what_one_does(name: str, block: str, some: list[tuple[int, ...]]) -> None:
+def compute_what_one_does(name: str, block: str, some: list[tuple[int, ...]], accumulate: int = 1) -> None:
     """Losses of 20 float32 steps within 1e-5, and the parameters of a layer really are split."""
     env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     meshes = json.dumps([(1, 1, 1, 1), *some])
-    done = subprocess.run(
-        [sys.executable, "-c", CODE, name, meshes, block], env=env, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-c", CODE, name, meshes, block, str(accumulate)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
     (reference, whole), *_ = found.values()
@@ -73,38 +89,51 @@ def compute_what_one_does(name: str, block: str, some: list[tuple[int, ...]]) ->
 
 
 COMPILED = """
-import sys, json, math, re, jax, jax.numpy as jnp
+import sys, json, re, jax, jax.numpy as jnp
 sys.path.insert(0, ".")
 from rope_lm import sharding, training
 from tests.models import section, LENGTH
 from tests.test_training import CAUSAL, OPTIMIZER
+training.take_turns = lambda mesh: sys.argv[2] == "turns"
+shapes = lambda op, text: [tuple(map(int, each.split(",")))
+                           for line in re.findall(f"= ([^=]*) {op}(?:-start)?[(]", text)
+                           for each in re.findall(r"f32\\[([0-9,]+)\\]", line)]  # not of tokens
 out = {}
-for sizes in json.loads(sys.argv[1]):
+for sizes, accumulate in json.loads(sys.argv[1]):
     mesh = sharding.make(*sizes)
     model = section("rotary", width=128, heads=8, hidden=512, layers=4)
-    made = training.make(model, OPTIMIZER, CAUSAL, vocabulary=257, steps=20, members=1, batch=8, length=LENGTH,
-                         mesh=mesh)
-    rows = jax.ShapeDtypeStruct((1, 8, LENGTH + 1), jnp.int32, sharding=made.rows)
+    made = training.make(model, OPTIMIZER | {"accumulate": accumulate}, CAUSAL, vocabulary=257, steps=20, members=1,
+                         batch=48, length=LENGTH, mesh=mesh)
+    rows = jax.ShapeDtypeStruct((1, 48, LENGTH + 1), jnp.int32, sharding=made.rows)
     compiled = made.step.lower(made.abstract, rows).compile()
-    gathered = [math.prod(map(int, shape.split(","))) for shape in
-                re.findall(r"f32\\[([0-9,]+)\\][^=]* all-gather", compiled.as_text())]
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(made.abstract.params))
-    out[str(sizes)] = compiled.memory_analysis().argument_size_in_bytes, max(gathered, default=0), parameters
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    out[f"{sizes} {accumulate}"] = {
+        "held": memory.argument_size_in_bytes, "working": memory.temp_size_in_bytes,
+        "gathered": shapes("all-gather", text), "summed": shapes("all-reduce", text)}
 print(json.dumps(out))
 """
 
 
-def test_parameters_and_moments_are_split_over_fsdp_and_never_gathered_whole():
-    """What a device holds falls with the number of devices, and no all-gather is as large as a layer's parameters."""
+@pytest.mark.parametrize("members", ["turns", "vmap"])
+def test_a_device_holds_its_share_and_gathers_one_matrix_of_one_layer_at_a_time(members):
+    """Fully sharded data parallelism: what a device holds and works on falls with the number of devices; it gathers
+    parameters, and neither activations nor more than a matrix of them; and it sums no activations with others."""
     env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    meshes = json.dumps([(1, 1, 1, 1), (1, 1, 8, 1)])
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILED, meshes], env=env, capture_output=True, text=True, check=False
-    )
+    meshes = [((1, 1, 1, 1), 1), ((1, 1, 8, 1), 1), ((1, 8, 1, 1), 1), ((1, 8, 1, 1), 2)]
+    command = [sys.executable, "-c", COMPILED, json.dumps(meshes), members]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    (alone, none, parameters), (split, gathered, _) = json.loads(done.stdout.splitlines()[-1]).values()
-    assert none == 0 and split < alone / 7
-    assert 0 < gathered < parameters / 4, "four layers: one at a time is at most a quarter"
+    alone, fsdp, data, pieces = json.loads(done.stdout.splitlines()[-1]).values()
+    assert alone["gathered"] == alone["summed"] == []
+    assert fsdp["held"] < alone["held"] / 7 and fsdp["working"] < alone["working"] / 3
+    largest, rows = 128 * 512, 48 * 32
+    assert fsdp["gathered"] and all(math.prod(shape) <= largest for shape in fsdp["gathered"]), fsdp["gathered"]
+    some = {48, 24, rows, rows // 2, rows // 8, rows // 16}  # of activations: no dimension of a parameter
+    of_rows = lambda shapes: [each for each in shapes if some & set(each) and math.prod(each) >= rows]  # noqa: E731
+    for found in (fsdp, data, pieces):
+        assert of_rows(found["gathered"]) == of_rows(found["summed"]) == [], found
+    assert data["gathered"] == [], "parameters are whole on every device"
+    assert pieces["working"] < data["working"], "half of the rows at a time"
 
 
 def test_a_mesh_that_the_devices_do_not_make_is_refused():
@@ -131,3 +160,31 @@ def test_what_the_mesh_cannot_divide_is_refused_naming_both_numbers():
     ]:
         with pytest.raises(Refusal, match=words):
             sharding.check(sizes, **{**good, key: value})
+
+
+REFUSED = """
+import sys
+sys.path.insert(0, ".")
+from rope_lm import refusal, sharding, training
+from tests.models import section, LENGTH
+from tests.test_training import CAUSAL, OPTIMIZER
+for sizes, batch, members, changes in [((1, 8, 1, 1), 12, 1, {}), ((2, 1, 1, 1), 8, 3, {}), ((1, 1, 1, 8), 8, 1, {}),
+                                       ((1, 1, 8, 1), 8, 1, {"width": 36, "heads": 3})]:
+    try:
+        training.make(section("none", **changes), OPTIMIZER, CAUSAL, vocabulary=17, steps=20, members=members,
+                      batch=batch, length=LENGTH, mesh=sharding.make(*sizes))
+    except refusal.Refusal as why:
+        print(why)
+"""
+
+
+def test_a_program_that_the_mesh_cannot_divide_is_not_made():
+    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", REFUSED], env=env, capture_output=True, text=True, check=True)
+    for line, words in zip(
+        done.stdout.splitlines(),
+        ["= 12 cannot be shared by 8 devices", "= 3 cannot be shared by 2", "heads = 4 cannot be shared by 8",
+         "width = 36 cannot be shared by 8"],
+        strict=True,
+    ):  # fmt: skip
+        assert words in line

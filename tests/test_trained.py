@@ -19,6 +19,7 @@ from rope_lm.generate import generate, pick
 from rope_lm.positions import contiguous
 from rope_lm.refusal import Refusal
 from scripts import entry
+from tests.models import attention
 from tests.models import model as random_model
 from tests.models import tokens as random_tokens
 
@@ -49,7 +50,7 @@ def test_the_models_are_those_that_the_run_validated(runs):
     for member, model in enumerate(made.models):
         rows = [row for row in journal.read_rows(runs / "rotary" / "metrics.jsonl") if row["split"] == "validation"]
         known = next(row["nats"] for row in rows if row["step"] == 150 and row["member"] == member)
-        assert extrapolation._nats(model, text.validation).mean() == pytest.approx(known, abs=1e-5)
+        assert trained.over_rows(extrapolation._nats, model, text.validation).mean() == pytest.approx(known, abs=1e-5)
     assert made.step == 150 and made.seeds == (0, 1)
 
 
@@ -91,8 +92,10 @@ def test_the_command_writes_the_same_for_the_same_seed(runs):
 @pytest.mark.parametrize(
     "words, says",
     [
-        (["scripts.generate", "--workdir=R/learned", "--tokens=32", "--prompt=x"], "Learned encodes indices below 32"),
+        (["scripts.generate", "--workdir=R/learned", "--tokens=33", "--prompt=x"], "Learned encodes indices below 32"),
         (["scripts.generate", "--workdir=R/rotary", "--top_p=0"], "top_p above 0 and at most 1"),
+        (["scripts.generate", "--workdir=R/rotary", "--temperature=nan"], "temperature=nan"),
+        (["scripts.generate", "--workdir=R/rotary", "--seed=4294967296"], "below 2**32"),
         (["scripts.generate", "--workdir=R/rotary", "--member=2"], "the run has 2 members"),
         (["scripts.generate", "--workdir=R/none"], "holds no run"),
         (["scripts.extrapolate", "R/none"], "holds no run"),
@@ -120,12 +123,32 @@ def test_another_architecture_is_refused_and_nothing_is_written(runs, tmp_path):
     assert {each.name for each in (other / "checkpoints").iterdir()} == {"100", "150"}
 
 
-def test_pieces_and_windows_read_every_token_once():
-    rows = np.arange(2 * 65).reshape(2, 65)
-    pieces = extrapolation._cut(rows, 16, 16)
-    assert pieces.shape == (2, 4, 17) and (pieces[:, 1:, 0] == pieces[:, :-1, -1]).all()
-    windows = extrapolation._cut(rows, 16, 8)
-    targets = extrapolation._fresh(windows[:, :, 1:], 8)
+@pytest.mark.parametrize("script, file", [("extrapolate", "extrapolation.json"), ("distance", "distance.json")])
+def test_a_run_that_is_not_whole_or_whose_text_is_another_is_refused_and_nothing_is_written(
+    runs, tmp_path, script, file
+):
+    other = Path(shutil.copytree(runs / "rotary", tmp_path / "run"))
+    manifest, config = (json.loads((other / f"{name}.json").read_text()) for name in ("manifest", "config"))
+    manifest["data"]["fingerprint"]["text"] = "0" * 64
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    config["model"]["hidden"] = 128
+    for says in ("was trained on another text than data.name=text:", "it is of another model"):
+        done = call(f"scripts.{script}", other, "--rows=4")
+        assert done.returncode == 2 and says in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+        assert not (other / file).exists()
+        shutil.copy(runs / "rotary" / "manifest.json", other)
+        (other / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("short", [1, 5, 8])
+def test_pieces_and_windows_read_every_token_once(short):
+    tokens, length = 8 * short, 2 * short
+    rows = np.arange(2 * (tokens + 1)).reshape(2, -1)
+    pieces = extrapolation._cut(rows, range(0, tokens, length), length)
+    assert pieces.shape == (2, 4, length + 1) and (pieces[:, 1:, 0] == pieces[:, :-1, -1]).all()
+    starts = extrapolation._starts(tokens, length, max(1, short // 2))
+    windows = extrapolation._cut(rows, starts, length)
+    targets = extrapolation._fresh(windows[:, :, 1:], starts)
     np.testing.assert_array_equal(targets, rows[:, 1:])
 
 
@@ -143,7 +166,7 @@ def test_reading_longer_text(runs, tmp_path):
     assert rotary[4, "yarn"]["apart"] != four["apart"]
     assert [row["multiple"] for row in found["learned"]["rows"]] == [1]
     assert [row["multiple"] for row in found["learned"]["refused"]] == [2, 4]
-    assert "indices below 32" in found["learned"]["refused"][0]["why"]
+    assert "learned no position from 32 on" in found["learned"]["refused"][0]["why"]
     report = call("scripts.report", runs, f"--out={tmp_path}")
     assert report.returncode == 0, report.stderr
     assert (tmp_path / "figures" / "beyond.svg").exists() and (tmp_path / "figures" / "position.svg").exists()
@@ -171,16 +194,37 @@ def test_weights_are_those_of_attention(runs):
 
 
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("name", ["alibi", "rotary_features"])
-def test_watching_changes_nothing_and_rows_sum_to_one(name, causal):
-    made = random_model(name, causal=causal)
-    text = random_tokens(1)
+@pytest.mark.parametrize("name", ["alibi", "rotary"])
+def test_rows_of_weights_sum_to_one(name, causal):
+    made, text = random_model(name, causal=causal), random_tokens(1)
+    before = made(text)[0]
     found = distance.weights(made, text)
-    if name == "alibi":
-        np.testing.assert_allclose(found.sum(-1), 1, atol=1e-5)
-        assert (found >= 0).all() and bool((jnp.triu(found, 1) == 0).all()) == causal
-    else:
-        assert jnp.abs(jnp.triu(found, 1)).max() == 0 or not causal
+    np.testing.assert_allclose(found.sum(-1), 1, atol=1e-5)
+    assert (found >= 0).all() and bool((jnp.triu(found, 1) == 0).all()) == causal
+    np.testing.assert_array_equal(made(text)[0], before), "watching changes nothing"
+
+
+def test_weights_are_the_same_whatever_the_kernel_of_the_model():
+    text = random_tokens(1)
+    of = lambda kernel: random_model("alibi", attention={"name": "softmax", "kernel": kernel})  # noqa: E731
+    np.testing.assert_allclose(*(distance.weights(of(kernel), text) for kernel in ("blocked", "xla")), atol=1e-5)
+
+
+def test_weights_of_linear_attention_sum_to_one_unless_features_are_turned():
+    """Where they are, the numerator alone is (RoFormer, Eq. 19)."""
+    text, linear = random_tokens(1), attention("rotary_features")
+    before, after = (
+        distance.weights(random_model(name, attention=linear), text) for name in ("rotary", "rotary_features")
+    )
+    np.testing.assert_allclose(before.sum(-1), 1, atol=1e-4)
+    assert jnp.abs(after.sum(-1) - 1).max() > 1e-3
+    assert jnp.abs(jnp.triu(before, 1)).max() == jnp.abs(jnp.triu(after, 1)).max() == 0
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_every_distance_has_a_bin(causal):
+    edges = distance._edges(24, causal)
+    assert (np.diff(edges) > 0).all() and edges[-1] >= 24 and edges[0] == (0 if causal else -31)
 
 
 def test_distance_of_a_run_is_written_and_printed(runs):

@@ -7,9 +7,11 @@ import pytest
 from flax import nnx
 
 from configs.presets import BLOCKS
+from rope_lm import positional
+from rope_lm.positions import contiguous
 from rope_lm.refusal import Refusal
 from rope_lm.transformer import flops_per_token
-from tests.models import VOCABULARY, model, tokens
+from tests.models import VOCABULARY, model, position, tokens
 
 
 def loss(made, text):
@@ -57,7 +59,8 @@ def test_flops_are_those_of_the_formula_written_out():
     qkv, out, mlp, head = 2 * 2 * 6, 2 * 2 * 2, 2 * 2 * 3 * 2, 2 * 2 * 5
     attention = 2 * 2 * 2 * (1 + 2 + 3) / 3  # two products, two operations each, over 1, 2 and 3 keys of width 2
     softmax = {"name": "softmax", "kernel": "xla"}
-    sizes = {"width": 2, "heads": 1, "layers": 1, "hidden": 3, "vocabulary": 5, "length": 3, "block": BLOCKS["ours"]}
+    none = {"position": {"name": "none"}, "block": BLOCKS["ours"]}
+    sizes = {"width": 2, "heads": 1, "layers": 1, "hidden": 3, "vocabulary": 5, "length": 3} | none
     count = flops_per_token(**sizes, attention=softmax, causal=True)
     assert count == 3 * (qkv + out + mlp + head + attention)
     assert (
@@ -71,6 +74,34 @@ def test_flops_are_those_of_the_formula_written_out():
     assert gated == count + 3 * mlp / 2  # a third matrix
     transformed = flops_per_token(**sizes | {"block": BLOCKS["bert"]}, attention=softmax, causal=True)
     assert transformed == count + 3 * 2 * 2 * 2
+
+
+@pytest.mark.parametrize("name", sorted(positional.ENCODINGS))
+def test_flops_of_an_encoding_are_its_products_written_out(name):
+    """In two layers, width 16, 2 heads, length 5, for a token: of what is computed in every layer, over all 5 keys."""
+    row = position(name, 5) | {"shaw": {"farthest": 3}, "cope": {"positions": 6}}.get(name, {})
+    products = {
+        "shaw": 16 * 4 + 2 * 4 * 5,  # queries with 4 vectors, then those with the keys' distances
+        "transformer_xl": 16 * 16 + 2 * 16 * 5,  # queries with W, then with the sinusoids of every key
+        "cope": 16 * 5 + 16 * 6,  # gates of every key, then queries with 6 vectors
+    }
+    sizes = {"width": 16, "heads": 2, "layers": 2, "hidden": 3, "vocabulary": 5, "length": 5, "block": BLOCKS["ours"]}
+    softmax = {"name": "softmax", "kernel": "xla"}
+    found, plain = (
+        flops_per_token(**sizes, position=each, attention=softmax, causal=True) for each in (row, {"name": "none"})
+    )
+    assert found == plain + 3 * 2 * 2 * products.get(name, 0)
+
+
+@pytest.mark.parametrize("name", ["shaw", "transformer_xl", "cope"])
+def test_flops_of_an_encoding_are_near_what_xla_counts(name):
+    """Beside the products XLA counts sines, one-hot rows and sums, which fade as the width grows."""
+    shape = positional.Shape(width=512, heads=4, head_size=128, layers=1, causal=True)
+    made = positional.make(position(name, 64), shape=shape, rngs=nnx.Rngs(0))
+    where, x = contiguous(64), jax.ShapeDtypeStruct((8, 64, 4, 128), jnp.float32)
+    lowered = jax.jit(lambda q, k: made.score(q, k, where, where, jnp.int32(0))).lower(x, x)
+    counted = 2 * 8 * 64 * made.flops(shape, 64)
+    assert counted < lowered.compile().cost_analysis()["flops"] < 1.5 * counted
 
 
 @pytest.mark.parametrize(

@@ -320,6 +320,7 @@ def by_distance(axes: plt.Axes, runs: Sequence[Run]) -> None:
 @drawn((7.2, 4.2))
 def by_head(axes: plt.Axes, runs: Sequence[Run]) -> None:
     """Mean attended distance of each head: a mark for each head of each member, layers beside each other."""
+    axes.figure.set_figwidth(max(7.2, 0.5 * len(runs)))
     for place, run in enumerate(runs):
         mean = np.array(run.looks["mean"])  # [members layers heads]
         look = style(run.arm, [each.arm for each in runs])
@@ -361,6 +362,7 @@ def decay(
 @drawn((7.2, 3.4))
 def speeds(axes: plt.Axes, rows: Sequence[dict]) -> None:
     """Tokens a second of each encoding, from the rows of a benchmark."""
+    axes.figure.set_figheight(max(3.4, 1 + 0.28 * len(rows)))
     labels = [f"{row['encoding']} ({row['scale']})" for row in rows]
     colors = [style(row["encoding"], [each["encoding"] for each in rows])["color"] for row in rows]
     bars = axes.barh(range(len(rows)), [row["tokens_per_second"] for row in rows], color=colors, height=0.6)

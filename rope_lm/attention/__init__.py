@@ -21,11 +21,12 @@ def make(attention: Mapping[str, Any]) -> Attention:
     return build(attention, ATTENTIONS, "model.attention", {})
 
 
-def resolve(attention: Mapping[str, Any], platform: str, dtype: str, biased: bool) -> dict[str, Any]:
-    """The section with what "auto" stands for on a platform, in a dtype, with or without a bias on the logits.
+def resolve(attention: Mapping[str, Any], platform: str, dtype: str, biased: bool, head_size: int) -> dict[str, Any]:
+    """The section with what "auto" stands for on a platform, in a dtype, with or without a bias on the logits, of heads
+    of a size.
 
     Raises Refusal as `make` does, and for what cannot run there.
     """
     cls = named(attention, ATTENTIONS, "model.attention")
     bind(cls, {key: value for key, value in attention.items() if key != "name"}, "model.attention", {})
-    return cls.resolve(attention, platform, dtype, biased)
+    return cls.resolve(attention, platform, dtype, biased, head_size)

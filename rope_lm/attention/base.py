@@ -22,7 +22,7 @@ class Attention:
     redraw: int = 0  # steps after which what is random in it is drawn again; 0 where nothing is
 
     @staticmethod
-    def resolve(section: Mapping[str, Any], platform: str, dtype: str, biased: bool) -> dict[str, Any]:
+    def resolve(section: Mapping[str, Any], platform: str, dtype: str, biased: bool, head_size: int) -> dict[str, Any]:
         """The config section with everything decided that hangs on the platform."""
         return dict(section)
 
@@ -38,8 +38,9 @@ class Attention:
         """Multiplications that one token costs in one layer, forward, over the keys that it may see alone."""
         raise NotImplementedError
 
-    def floats(self, heads: int) -> int:
-        """Numbers for each token that one layer works on besides what every attention does."""
+    def floats(self, heads: int, length: int, causal: bool) -> float:
+        """Numbers in float32 for each token that one layer works on, forward and backward, from its queries, keys and
+        values to what is gathered."""
         return 0
 
     def __call__(

@@ -99,7 +99,7 @@ class Performer(Attention):
         within = (self.features * heads + width) * (self.block + 1) / 2 if causal else 0
         return 4 * width * self.features + within
 
-    def floats(self, heads: int) -> int:
+    def floats(self, heads: int, length: int, causal: bool) -> float:
         return 8 * heads * self.features
 
     def __call__(

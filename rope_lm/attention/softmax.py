@@ -61,6 +61,11 @@ def _sum_over_batch(_: None, g: Float[Array, "B N T S"]) -> tuple[Float[Array, "
 add_bias.defvjp(lambda logits, bias: (logits + bias, None), _sum_over_batch)
 
 
+def block_size(length: int) -> int:
+    """Queries of a block of `blocked`: there are at most 16, so that compile time does not grow with the length."""
+    return max(64, -(-length // 16))
+
+
 def blocked(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B S N H"],
@@ -76,8 +81,7 @@ def blocked(
     """
     if mask is not None:
         return dense(q, k, v, bias, mask, causal)
-    length = q.shape[1]
-    size = max(64, -(-length // 16))  # at most 16 blocks, so that compile time does not grow with the length
+    length, size = q.shape[1], block_size(q.shape[1])
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))  # [B N T H]: every block below is then a plain batched product
     q = q * jnp.asarray(1 / math.sqrt(q.shape[-1]), q.dtype)
     starts = range(0, length, size)
@@ -107,20 +111,28 @@ def blocked(
 KERNELS: dict[str, Kernel] = {"xla": dense, "cudnn": flash, "blocked": blocked}
 
 
-def choose(kernel: str, platform: str, dtype: str, biased: bool) -> str:
+def choose(kernel: str, platform: str, dtype: str, biased: bool, head_size: int) -> str:
     """The name in KERNELS that `kernel` stands for; "auto" is the fastest exact one for the platform and the encoding.
 
+    `platform` as JAX names it: "gpu", its name for ROCm too, is taken for NVIDIA's, so an AMD GPU needs kernel=xla.
     Raises Refusal for an unknown name and for a kernel that cannot run there.
     """
+    # What every GPU's cuDNN takes; from compute capability 9.0 on it takes heads of up to 256.
+    sized = head_size % 8 == 0 and head_size <= 128
+    fused = platform == "gpu" and dtype == "bfloat16" and not biased
     if kernel == "auto":
-        fused = platform == "gpu" and dtype == "bfloat16" and not biased
-        return "cudnn" if fused else "blocked" if platform == "cpu" else "xla"
+        return "cudnn" if fused and sized else "blocked" if platform == "cpu" else "xla"
     if kernel not in KERNELS:
         raise unknown("model.attention.kernel", kernel, ["auto", *KERNELS])
-    if kernel == "cudnn" and (platform != "gpu" or dtype != "bfloat16" or biased):
+    if kernel == "cudnn" and not fused:
         raise Refusal(
             f"model.attention.kernel=cudnn runs on NVIDIA GPUs in bfloat16 without a bias on the logits, not on "
             f"{platform} in {dtype}{' with a bias' if biased else ''}: choose auto, xla or blocked"
+        )
+    if kernel == "cudnn" and not sized:
+        raise Refusal(
+            f"model.attention.kernel=cudnn takes heads whose size is a multiple of 8 and at most 128, here "
+            f"model.width / model.heads = {head_size}: choose auto or xla, or other heads"
         )
     return kernel
 
@@ -135,8 +147,8 @@ class Softmax(Attention):
         self.kernel = kernel
 
     @staticmethod
-    def resolve(section: Mapping[str, Any], platform: str, dtype: str, biased: bool) -> dict[str, Any]:
-        return {**section, "kernel": choose(section["kernel"], platform, dtype, biased)}
+    def resolve(section: Mapping[str, Any], platform: str, dtype: str, biased: bool, head_size: int) -> dict[str, Any]:
+        return {**section, "kernel": choose(section["kernel"], platform, dtype, biased, head_size)}
 
     @classmethod
     def check(cls, name: str, encoding: type[PositionalEncoding]) -> None:
@@ -148,6 +160,14 @@ class Softmax(Attention):
 
     def flops(self, width: int, heads: int, length: int, causal: bool) -> float:
         return 2 * width * ((length + 1) / 2 if causal else length)
+
+    def floats(self, heads: int, length: int, causal: bool) -> float:
+        # Of every logit that is computed: by XLA's account the blocks are not worked on one at a time.
+        if self.kernel == "cudnn":
+            return 0
+        if self.kernel == "xla":
+            return 4 * heads * length
+        return 2 * heads * (min(length, (length + block_size(length)) / 2) if causal else length)
 
     def __call__(
         self,

@@ -98,7 +98,8 @@ def params(made: Transformer) -> dict[str, Any]:
 def shell(model: Model) -> Transformer:
     """The model without its parameters. Raises Refusal for a section that does not fit `Transformer`."""
     section = dict(model.section)
-    kernel = attention.resolve(section["attention"], jax.default_backend(), section["dtype"], biased=False)
+    head_size = section["width"] // section["heads"]
+    kernel = attention.resolve(section["attention"], jax.default_backend(), section["dtype"], False, head_size)
 
     def build() -> Transformer:
         rngs = nnx.Rngs(params=0, position=0, features=0)

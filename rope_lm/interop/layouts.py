@@ -67,7 +67,7 @@ class Layout:
     fixed: Config = {}  # noqa: RUF012 (options that can be nothing else here)
     modules: Mapping[str, str | tuple[str, ...]]  # our path of a module -> their names; {} is the layer
     outer_first = True  # whether a linear map in a layer is [out, in], as in torch.nn.Linear
-    pairing: str  # rope_lm.positional.pairing
+    pairing: str | None = None  # rope_lm.positional.pairing; None where nothing is turned
     by_part = True  # whether q, k and v are whole, one after another
     buffers: tuple[str, ...] = ()  # ends of the names of tensors that hold no parameter
 
@@ -326,7 +326,7 @@ class GPT2(Layout):
         "norm": "transformer.ln_f",
         "head": "lm_head",
     }
-    outer_first, pairing = False, "half-split"
+    outer_first = False
     buffers = (".attn.bias", ".attn.masked_bias")
 
     def complete(self, config: Config) -> Config:

@@ -15,7 +15,7 @@ class Heads(NamedTuple):
     """Where the components of queries, keys and values are, on the axis that q, k and v share."""
 
     count: int
-    pairing: str  # which components of q and k are turned together (rope_lm.positional.pairing)
+    pairing: str | None  # which components of q and k are turned together (rope_lm.positional.pairing); None: none
     turned: int  # how many of a head's are
     by_part: bool  # all of q, all of k, all of v; ours is by head: q, k and v of one head after another
 
@@ -24,14 +24,18 @@ class Heads(NamedTuple):
         lead, size = theirs.shape[:-1], theirs.shape[-1] // (3 * self.count)
         parts = theirs.reshape(*lead, *((3, self.count) if self.by_part else (self.count, 3)), size)
         parts = parts.swapaxes(-3, -2) if self.by_part else parts
-        return self._ordered(parts, order(self.pairing, size, self.turned)).reshape(theirs.shape)
+        return self._ordered(parts, self._places(size)).reshape(theirs.shape)
 
     def there(self, ours: Float[np.ndarray, "*D three_width"]) -> Float[np.ndarray, "*D three_width"]:
         """In their order."""
         lead, size = ours.shape[:-1], ours.shape[-1] // (3 * self.count)
         parts = ours.reshape(*lead, self.count, 3, size)
-        parts = self._ordered(parts, np.argsort(order(self.pairing, size, self.turned)))
+        parts = self._ordered(parts, np.argsort(self._places(size)))
         return (parts.swapaxes(-3, -2) if self.by_part else parts).reshape(ours.shape)
+
+    def _places(self, size: int) -> np.ndarray:
+        """For each component of a head in our order, its place in theirs."""
+        return np.arange(size) if self.pairing is None else order(self.pairing, size, self.turned)
 
     @staticmethod
     def _ordered(parts: Numbers, places: np.ndarray) -> Numbers:

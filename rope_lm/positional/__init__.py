@@ -25,7 +25,7 @@ from rope_lm.positional.rotary import (
 from rope_lm.refusal import Refusal
 from rope_lm.settings import build, named
 
-__all__ = ["ENCODINGS", "PositionalEncoding", "Shape", "encoding", "make"]
+__all__ = ["ENCODINGS", "PositionalEncoding", "Shape", "abstract", "encoding", "make"]
 
 ENCODINGS: dict[str, type[PositionalEncoding]] = {
     "none": PositionalEncoding,
@@ -73,3 +73,8 @@ def make(position: Mapping[str, Any], *, shape: Shape, rngs: nnx.Rngs) -> Positi
             "token sees all: choose objective=causal, or another encoding"
         )
     return build(position, ENCODINGS, "model.position", {"shape": shape, "rngs": rngs})
+
+
+def abstract(position: Mapping[str, Any], shape: Shape) -> PositionalEncoding:
+    """What `make` makes, without the values of its parameters."""
+    return nnx.eval_shape(lambda: make(position, shape=shape, rngs=nnx.Rngs(0)))

@@ -1,12 +1,17 @@
 """The interface of every positional encoding. The base class is the identity: no position at all."""
 
+from functools import partial
 from typing import NamedTuple
 
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from rope_lm.positions import Positions
 from rope_lm.refusal import Refusal
+
+# A product of an encoding's own: in float32 where an accelerator's default has fewer bits.
+einsum = partial(jnp.einsum, precision="highest")
 
 
 class Shape(NamedTuple):
@@ -88,6 +93,15 @@ class PositionalEncoding(nnx.Module):
         """Whether the encoding acts on the attention logits (it then excludes kernels that take no bias)."""
         plain = PositionalEncoding
         return cls.bias is not plain.bias or cls.score is not plain.score
+
+    def flops(self, shape: Shape, length: int) -> int:
+        """Multiplications of its own matrix products that one token of a row costs in one layer, forward, beside what
+        it computes once for all rows (`bias`)."""
+        return 0
+
+    def floats(self, shape: Shape, rows: float) -> float:
+        """Numbers that it works on at once, forward, for each pair of a query and a key of so many rows."""
+        return shape.heads if self.biased() else 0
 
     def check(self, length: int) -> None:
         """Raises Refusal if a row of `length` tokens holds an index that the encoding cannot encode."""

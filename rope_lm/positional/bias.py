@@ -1,6 +1,7 @@
 """Encodings that act on the attention logits."""
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from rope_lm.positional.base import PositionalEncoding, Shape
+from rope_lm.positional.base import PositionalEncoding, Shape, einsum
 from rope_lm.positional.rotary import angles, frequencies
 from rope_lm.positions import Positions
 from rope_lm.refusal import Refusal
@@ -60,7 +61,10 @@ class RelativeBias(PositionalEncoding):
         index = bucket(distance(q_positions, k_positions), self.buckets, self.farthest, self.causal)
         # A product with one-hot rows: the gradient of a gather is a scatter, 10 times slower on the CPU.
         chosen = jax.nn.one_hot(index, self.buckets, dtype=jnp.float32)
-        return jnp.einsum("btsk,kn->bnts", chosen, self.table[...])
+        return einsum("btsk,kn->bnts", chosen, self.table[...])
+
+    def floats(self, shape: Shape, rows: float) -> float:
+        return self.buckets + shape.heads
 
 
 def slopes(heads: int) -> np.ndarray:
@@ -94,7 +98,7 @@ class KerpleLog(PositionalEncoding):
         self.r2 = nnx.Param(second, axes=("heads",), decays=False)
 
     def bias(self, q_positions: Positions, k_positions: Positions) -> Float[Array, "#B N T S"]:
-        r1, r2 = (jnp.maximum(r[...], 0.01)[:, None, None] for r in (self.r1, self.r2))
+        r1, r2 = (_held(r[...], 0.01, jnp.inf)[:, None, None] for r in (self.r1, self.r2))
         return -r1 * jnp.log1p(r2 * _away(q_positions, k_positions))
 
 
@@ -108,15 +112,40 @@ class KerplePower(PositionalEncoding):
         self.r2 = nnx.Param(2 * second, axes=("heads",), decays=False)
 
     def bias(self, q_positions: Positions, k_positions: Positions) -> Float[Array, "#B N T S"]:
-        r1 = jnp.maximum(self.r1[...], 0.01)[:, None, None]
-        r2 = jnp.clip(self.r2[...], 0.01, 2)[:, None, None]
+        r1, r2 = (_held(r[...], 0.01, most)[:, None, None] for r, most in ((self.r1, jnp.inf), (self.r2, 2)))
         away = _away(q_positions, k_positions)
         # At distance 0 the power is 0 and its gradient, through log 0, is not a number.
         power = jnp.exp(r2 * jnp.log(jnp.where(away > 0, away, 1.0)))
         return -r1 * jnp.where(away > 0, power, 0.0)
 
 
-class FIRE(PositionalEncoding):
+class CurveBias(PositionalEncoding):
+    """An MLP of one number to a bias for each head, shared by the layers: of what number, a subclass says.
+
+    `hidden` units; initial values are uniform within 1 / sqrt(inputs), as in FIRE's code.
+    """
+
+    def __init__(self, hidden: int, *, shape: Shape, rngs: nnx.Rngs):
+        if hidden < 1:
+            raise Refusal(f"model.position.hidden={hidden}: must be at least 1")
+        first, start = _uniform(rngs, (2, hidden))
+        second, end = _uniform(rngs, (hidden, shape.heads)), _uniform(rngs, (shape.heads,))
+        spread = lambda x, inputs: (2 * x - 1) / math.sqrt(inputs)  # noqa: E731
+        self.first = nnx.Param(spread(first, 1), axes=("unit",), decays=False)
+        self.start = nnx.Param(spread(start, 1), axes=("unit",), decays=False)
+        self.second = nnx.Param(spread(second, hidden), axes=("unit", "heads"), decays=False)
+        self.end = nnx.Param(spread(end, hidden), axes=("heads",), decays=False)
+
+    def curve(self, x: Float[Array, "B T S"], activation: Callable[[Array], Array]) -> Float[Array, "B N T S"]:
+        """The bias of each number."""
+        units = activation(x[..., None] * self.first[...] + self.start[...])
+        return einsum("btsu,un->bnts", units, self.second[...]) + self.end[...][:, None, None]
+
+    def floats(self, shape: Shape, rows: float) -> float:
+        return self.first.shape[0] + shape.heads
+
+
+class FIRE(CurveBias):
     """Functional interpolation: an MLP of log(1 + c d) / log(1 + c max(i, L)), d the distance and i the query's index,
     to a bias for each head, shared by the layers (arXiv 2310.04418, section 3).
 
@@ -127,17 +156,10 @@ class FIRE(PositionalEncoding):
     backward = True  # a query's index says how far back it sees, and nothing of what is ahead
 
     def __init__(self, hidden: int, threshold: float, *, shape: Shape, rngs: nnx.Rngs):
-        if hidden < 1 or not threshold > 0:
-            raise Refusal(f"model.position.hidden={hidden}, threshold={threshold}: both must be above 0")
+        super().__init__(hidden, shape=shape, rngs=rngs)
+        if not threshold > 0:
+            raise Refusal(f"model.position.threshold={threshold}: must be above 0, in tokens (512 in the paper)")
         self.threshold = threshold
-        # As the paper's code has them: uniform within 1 / sqrt(inputs).
-        first, start = _uniform(rngs, (2, hidden))
-        second, end = _uniform(rngs, (hidden, shape.heads)), _uniform(rngs, (shape.heads,))
-        spread = lambda x, inputs: (2 * x - 1) / math.sqrt(inputs)  # noqa: E731
-        self.first = nnx.Param(spread(first, 1), axes=("unit",), decays=False)
-        self.start = nnx.Param(spread(start, 1), axes=("unit",), decays=False)
-        self.second = nnx.Param(spread(second, hidden), axes=("unit", "heads"), decays=False)
-        self.end = nnx.Param(spread(end, hidden), axes=("heads",), decays=False)
         self.c = nnx.Param(jnp.full((), 0.1), axes=(), decays=False)
         self.reach = nnx.Param(jnp.ones(()), axes=(), decays=False)  # times `threshold`
 
@@ -145,32 +167,17 @@ class FIRE(PositionalEncoding):
         spread = lambda x: jnp.log1p(jnp.abs(self.c[...] * x))  # noqa: E731
         most = jnp.maximum(q_positions.index.astype(jnp.float32), jnp.abs(self.threshold * self.reach[...]))
         share = spread(_away(q_positions, k_positions)[:, 0]) / (spread(most)[:, :, None] + 1e-6)
-        units = jax.nn.relu(share[..., None] * self.first[...] + self.start[...])
-        return jnp.einsum("btsu,un->bnts", units, self.second[...]) + self.end[...][:, None, None]
+        return self.curve(share, jax.nn.relu)
 
 
-class ContinuousBias(PositionalEncoding):
+class ContinuousBias(CurveBias):
     """Log-spaced continuous position bias: an MLP of sign(d) log(1 + |d|), d the distance, to a bias for each head,
     shared by the layers (Swin V2, arXiv 2111.09883, section 3.3, in one dimension; SiLU and no bound on the bias, as in
-    x-transformers' DynamicPositionBias). It takes any distance, also one that it was not trained on.
-
-    `hidden` units; initial values are uniform within 1 / sqrt(inputs).
-    """
-
-    def __init__(self, hidden: int, *, shape: Shape, rngs: nnx.Rngs):
-        if hidden < 1:
-            raise Refusal(f"model.position.hidden={hidden}: must be at least 1")
-        draw = lambda size, inputs: (2 * _uniform(rngs, size) - 1) / math.sqrt(inputs)  # noqa: E731
-        self.first = nnx.Param(draw((hidden,), 1), axes=("unit",), decays=False)
-        self.start = nnx.Param(draw((hidden,), 1), axes=("unit",), decays=False)
-        self.second = nnx.Param(draw((hidden, shape.heads), hidden), axes=("unit", "heads"), decays=False)
-        self.end = nnx.Param(draw((shape.heads,), hidden), axes=("heads",), decays=False)
+    x-transformers' DynamicPositionBias). It takes any distance, also one that it was not trained on."""
 
     def bias(self, q_positions: Positions, k_positions: Positions) -> Float[Array, "#B N T S"]:
         away = distance(q_positions, k_positions).astype(jnp.float32)
-        spread = jnp.sign(away) * jnp.log1p(jnp.abs(away))
-        units = jax.nn.silu(spread[..., None] * self.first[...] + self.start[...])
-        return jnp.einsum("btsu,un->bnts", units, self.second[...]) + self.end[...][:, None, None]
+        return self.curve(jnp.sign(away) * jnp.log1p(jnp.abs(away)), jax.nn.silu)
 
 
 class Sandwich(PositionalEncoding):
@@ -188,7 +195,13 @@ class Sandwich(PositionalEncoding):
         waves = [angles(positions.index, frequency) for positions in (q_positions, k_positions)]
         q, k = (jnp.concatenate([jnp.sin(wave), jnp.cos(wave)], axis=-1) for wave in waves)
         ratio = jnp.arange(1, self.heads + 1) * 8 / self.heads
-        return jnp.einsum("btd,bsd->bts", q, k)[:, None] / ratio[:, None, None]
+        return einsum("btd,bsd->bts", q, k)[:, None] / ratio[:, None, None]
+
+
+def _held(x: Float[Array, "N"], least: float, most: float) -> Float[Array, "N"]:
+    """x within bounds, with the gradient of x: a parameter beyond a bound can come back, as where its data is clamped
+    after each update."""
+    return x + jax.lax.stop_gradient(jnp.clip(x, least, most) - x)
 
 
 def _away(q_positions: Positions, k_positions: Positions) -> Float[Array, "B 1 T S"]:

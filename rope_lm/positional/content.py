@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from rope_lm.positional.base import PositionalEncoding, Shape
+from rope_lm.positional.base import PositionalEncoding, Shape, einsum
 from rope_lm.positional.bias import distance
 from rope_lm.positional.rotary import angles, frequencies
 from rope_lm.positions import Positions, visible
@@ -39,15 +39,21 @@ class Shaw(PositionalEncoding):
         k_positions: Positions,
         layer: Int[Array, ""],
     ) -> Float[Array, "B N T S"]:
-        by_distance = jnp.einsum("btnh,dh->btnd", q.astype(jnp.float32), self.table[...][layer])
+        by_distance = einsum("btnh,dh->btnd", q.astype(jnp.float32), self.table[...][layer])
         away = self.ahead + jnp.clip(distance(q_positions, k_positions), -self.ahead, self.farthest)
         # A product with one-hot rows: the gradient of a gather is a scatter, 10 times slower on the CPU.
         chosen = jax.nn.one_hot(away, by_distance.shape[-1], dtype=jnp.float32)
         if chosen.shape[0] == 1:  # the same positions in every row: one product for all rows and heads
-            score = jnp.einsum("btnd,tsd->bnts", by_distance, chosen[0])
+            score = einsum("btnd,tsd->bnts", by_distance, chosen[0])
         else:
-            score = jnp.einsum("btnd,btsd->bnts", by_distance, chosen)
+            score = einsum("btnd,btsd->bnts", by_distance, chosen)
         return score / math.sqrt(q.shape[-1])
+
+    def flops(self, shape: Shape, length: int) -> int:
+        return (self.ahead + 1 + self.farthest) * (shape.width + shape.heads * length)
+
+    def floats(self, shape: Shape, rows: float) -> float:
+        return self.ahead + 1 + self.farthest  # one-hot, the same in every row
 
 
 class TransformerXL(PositionalEncoding):
@@ -79,7 +85,7 @@ class TransformerXL(PositionalEncoding):
         k_positions: Positions,
         layer: Int[Array, ""],
     ) -> tuple[Float[Array, "B T N H"], Float[Array, "B S N H"]]:
-        return q + self.u[...].astype(q.dtype), k
+        return (q.astype(jnp.float32) + self.u[...]).astype(q.dtype), k
 
     def score(
         self,
@@ -90,7 +96,7 @@ class TransformerXL(PositionalEncoding):
         layer: Int[Array, ""],
     ) -> Float[Array, "B N T S"]:
         weight = self.weight[...][layer]
-        wave = jnp.einsum("btnh,nhd->btnd", q.astype(jnp.float32) + self.v[...], weight)
+        wave = einsum("btnh,nhd->btnd", q.astype(jnp.float32) + self.v[...], weight)
         sine, cosine = jnp.split(wave, 2, axis=-1)
         # sin(i - j) and cos(i - j) by the addition theorem: a product over D for any positions, instead of one row of R
         # for each distance and a shift.
@@ -106,7 +112,13 @@ class TransformerXL(PositionalEncoding):
         )
         waves = jnp.concatenate([jnp.cos(at_k), jnp.sin(at_k)], axis=-1)
         waves = jnp.broadcast_to(waves, (q.shape[0], *waves.shape[1:]))
-        return jnp.einsum("btnd,bsd->bnts", turned, waves) / math.sqrt(q.shape[-1])
+        return einsum("btnd,bsd->bnts", turned, waves) / math.sqrt(q.shape[-1])
+
+    def flops(self, shape: Shape, length: int) -> int:
+        return shape.width * (shape.width + shape.heads * length)
+
+    def floats(self, shape: Shape, rows: float) -> float:
+        return rows * shape.heads
 
 
 class CoPE(PositionalEncoding):
@@ -137,12 +149,18 @@ class CoPE(PositionalEncoding):
         layer: Int[Array, ""],
     ) -> Float[Array, "B N T S"]:
         q = q.astype(jnp.float32)
-        gates = jax.nn.sigmoid(jnp.einsum("btnh,bsnh->bnts", q, k.astype(jnp.float32)) / math.sqrt(q.shape[-1]))
+        gates = jax.nn.sigmoid(einsum("btnh,bsnh->bnts", q, k.astype(jnp.float32)) / math.sqrt(q.shape[-1]))
         gates = gates * visible(q_positions, k_positions, causal=True)
         # Keys lie in the order of their positions, so those from a key to the query are those after it that are seen.
         at = jnp.minimum(jnp.cumsum(gates[..., ::-1], axis=-1)[..., ::-1], self.positions - 1)
-        logits = jnp.einsum("btnh,ph->bntp", q, self.table[...][layer])
+        logits = einsum("btnh,ph->bntp", q, self.table[...][layer])
         below = jnp.minimum(at.astype(jnp.int32), self.positions - 2)
         part = at - below
         pick = lambda index: jnp.take_along_axis(logits, index, axis=-1)  # noqa: E731
         return pick(below) * (1 - part) + pick(below + 1) * part
+
+    def flops(self, shape: Shape, length: int) -> int:
+        return shape.width * (length + self.positions)
+
+    def floats(self, shape: Shape, rows: float) -> float:
+        return 10 * rows * shape.heads

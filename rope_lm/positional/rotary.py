@@ -24,14 +24,9 @@ def frequencies(size: int, base: float) -> np.ndarray:
     return float(base) ** (-np.arange(0, size, 2) / size)
 
 
-def angles(index: Int[Array, "B T"], frequency: np.ndarray | Float[Array, "F"]) -> Float[Array, "B T F"]:
-    """Radians, in float32, up to whole turns.
-
-    A frequency that is known when the program is made is a float64 array, and the angle is then exact to 3e-4 radians
-    at index 1,000,000, where the product in float32 is off by 0.06: whole strides are taken modulo a turn in float64.
-    """
-    if not isinstance(frequency, np.ndarray):
-        return index.astype(jnp.float32)[..., None] * frequency
+def angles(index: Int[Array, "B T"], frequency: np.ndarray) -> Float[Array, "B T F"]:
+    """Radians, in float32, up to whole turns; exact to 3e-4 radians at index 1,000,000, where the product in float32 is
+    off by 0.06: whole strides are taken modulo a turn in float64."""
     stride = np.remainder(STRIDE * frequency, 2 * np.pi).astype(np.float32)
     far, near = (part.astype(jnp.float32)[..., None] for part in (index // STRIDE, index % STRIDE))
     return far * stride + near * frequency.astype(np.float32)
@@ -84,13 +79,13 @@ class Rotary(PositionalEncoding):
         _above("base", base, 1, "10000 in the paper")
         self.base, self.head_size = base, shape.head_size
 
-    def frequency(self, length: Int[Array, ""]) -> np.ndarray | Float[Array, "F"]:
-        """Radians per token of each of the H/2 planes; `length` is the greatest key index plus one, in tokens."""
+    def frequency(self) -> np.ndarray:
+        """Radians per token of each of the H/2 planes."""
         return frequencies(self.head_size, self.base)
 
-    def wave(self, index: Int[Array, "B T"], length: Int[Array, ""], layer: Int[Array, ""]) -> Wave:
-        """What tokens at `index` are turned by in a layer."""
-        return wave(angles(index, self.frequency(length)), self.amplitude)
+    def wave(self, at: Positions, seen: Positions, layer: Int[Array, ""]) -> Wave:
+        """What the tokens `at` some positions are turned by in a layer, where the keys are those `seen`."""
+        return wave(angles(at.index, self.frequency()), self.amplitude)
 
     def rotate(
         self,
@@ -100,8 +95,7 @@ class Rotary(PositionalEncoding):
         k_positions: Positions,
         layer: Int[Array, ""],
     ) -> tuple[Float[Array, "B T N H"], Float[Array, "B S N H"]]:
-        length = k_positions.index.max() + 1
-        turn = lambda x, positions: rotate(x, self.wave(positions.index, length, layer))  # noqa: E731
+        turn = lambda x, at: rotate(x, self.wave(at, k_positions, layer))  # noqa: E731
         return turn(q, q_positions), turn(k, k_positions)
 
 
@@ -134,7 +128,7 @@ class PartialRotary(Rotary):
         super().__init__(base, shape=shape, rngs=rngs)
         self.turned = _planes(fraction, shape.head_size)
 
-    def frequency(self, length: Int[Array, ""]) -> np.ndarray:
+    def frequency(self) -> np.ndarray:
         return _padded(frequencies(2 * self.turned, self.base), self.head_size // 2)
 
 
@@ -145,7 +139,7 @@ class PRoPE(Rotary):
         super().__init__(base, shape=shape, rngs=rngs)
         self.turned = _planes(fraction, shape.head_size)
 
-    def frequency(self, length: Int[Array, ""]) -> np.ndarray:
+    def frequency(self) -> np.ndarray:
         return _padded(frequencies(self.head_size, self.base)[: self.turned], self.head_size // 2)
 
 
@@ -165,11 +159,11 @@ class LayeredRotary(Rotary):
                 _above("bases", base, 1, "each, or 0 for a layer that is not turned")
         self.bases = tuple(bases)
 
-    def wave(self, index: Int[Array, "B T"], length: Int[Array, ""], layer: Int[Array, ""]) -> Wave:
+    def wave(self, at: Positions, seen: Positions, layer: Int[Array, ""]) -> Wave:
         rows = [frequencies(self.head_size, base) if base else np.zeros(self.head_size // 2) for base in self.bases]
         # The waves of all, and then that of the layer: a sine of what the layer chose would be computed anew for every
         # row and head (17% of a step instead of 5%; benchmark, tiny).
-        waves = [wave(angles(index, row)) for row in rows]
+        waves = [wave(angles(at.index, row)) for row in rows]
         return Wave(*(jnp.stack(each)[layer % len(rows)] for each in zip(*waves, strict=True)))
 
 
@@ -180,7 +174,7 @@ class LinearRotary(Rotary):
         super().__init__(base, shape=shape, rngs=rngs)
         self.factor = _above("factor", factor, 1, "how many times the trained length is to be reached", equal=True)
 
-    def frequency(self, length: Int[Array, ""]) -> np.ndarray:
+    def frequency(self) -> np.ndarray:
         return frequencies(self.head_size, self.base) / self.factor
 
 
@@ -188,13 +182,18 @@ class NTKRotary(LinearRotary):
     """NTK-aware scaling: the base grows so that the lowest frequency is divided by `factor` and the highest stays
     (bloc97 2023; arXiv 2309.00071, section 3.1)."""
 
-    def frequency(self, length: Int[Array, ""]) -> np.ndarray:
+    def __init__(self, base: float, factor: float, *, shape: Shape, rngs: nnx.Rngs):
+        super().__init__(base, factor, shape=shape, rngs=rngs)
+        _two_planes(shape)
+
+    def frequency(self) -> np.ndarray:
         return frequencies(self.head_size, self.base * self.factor ** (self.head_size / (self.head_size - 2)))
 
 
 class DynamicRotary(LinearRotary):
-    """Dynamic NTK: NTK-aware by how far the text goes beyond the `trained` length, in tokens (emozilla 2023; arXiv
-    2309.00071, section 3.3, in the form of Hugging Face's `dynamic`, with its `factor`).
+    """Dynamic NTK: NTK-aware by how far a document goes beyond the `trained` length, in tokens (emozilla 2023; arXiv
+    2309.00071, section 3.3, in the form of Hugging Face's `dynamic`, with its `factor`; each document of a row by its
+    own length).
 
     Up to the trained length it is plain rotary. Beyond it, what a full pass computes for early tokens differs from what
     decoding computed when the text was shorter: that is the method.
@@ -202,12 +201,16 @@ class DynamicRotary(LinearRotary):
 
     def __init__(self, base: float, factor: float, trained: int, *, shape: Shape, rngs: nnx.Rngs):
         super().__init__(base, factor, shape=shape, rngs=rngs)
+        _two_planes(shape)
         self.trained = int(_above("trained", trained, 1, "the length that the model was trained on", equal=True))
 
-    def frequency(self, length: Int[Array, ""]) -> Float[Array, "F"]:
+    def wave(self, at: Positions, seen: Positions, layer: Int[Array, ""]) -> Wave:
+        own = at.segment[:, :, None] == seen.segment[:, None, :]
+        length = 1 + jnp.max(jnp.where(own, seen.index[:, None, :], 0), axis=-1)  # [B T], of each token's document
         beyond = jnp.maximum(length, self.trained).astype(jnp.float32) / self.trained
         base = self.base * (self.factor * beyond - (self.factor - 1)) ** (self.head_size / (self.head_size - 2))
-        return base ** (-jnp.arange(0, self.head_size, 2, dtype=jnp.float32) / self.head_size)
+        frequency = base[..., None] ** (-jnp.arange(0, self.head_size, 2, dtype=jnp.float32) / self.head_size)
+        return wave(at.index.astype(jnp.float32)[..., None] * frequency)
 
 
 class YaRN(LinearRotary):
@@ -227,7 +230,7 @@ class YaRN(LinearRotary):
         self.fast = _above("fast", fast, slow, "slow, turns in the trained length; 32 in the paper")
         self.amplitude = 0.1 * math.log(factor) + 1
 
-    def frequency(self, length: Int[Array, ""]) -> np.ndarray:
+    def frequency(self) -> np.ndarray:
         plain = frequencies(self.head_size, self.base)
         plane = lambda turns: (  # noqa: E731 (that turns so often in the trained length)
             self.head_size * math.log(self.trained / (turns * 2 * math.pi)) / (2 * math.log(self.base))
@@ -250,7 +253,7 @@ class Llama3Rotary(LinearRotary):
         self.low = _above("low", low, 0, "1 in Llama 3.1")
         self.high = _above("high", high, low, "low; 4 in Llama 3.1")
 
-    def frequency(self, length: Int[Array, ""]) -> np.ndarray:
+    def frequency(self) -> np.ndarray:
         plain = frequencies(self.head_size, self.base)
         turns = self.trained * plain / (2 * np.pi)
         smooth = np.clip((turns - self.low) / (self.high - self.low), 0, 1)
@@ -295,6 +298,15 @@ def _above(name: str, value: float, least: float, what: str, equal: bool = False
     if not (value >= least if equal else value > least):
         raise Refusal(f"model.position.{name}={value}: must be {'at least' if equal else 'above'} {least:g} ({what})")
     return value
+
+
+def _two_planes(shape: Shape) -> None:
+    """The base is raised to H / (H - 2)."""
+    if shape.head_size < 4:
+        raise Refusal(
+            f"NTK-aware scaling keeps one plane and stretches the others, the head size {shape.width}/{shape.heads} = "
+            f"{shape.head_size} has one plane: choose model.width and model.heads so that width/heads is at least 4"
+        )
 
 
 def _planes(fraction: float, head_size: int) -> int:

@@ -58,25 +58,32 @@ def test_logits_and_softmax_are_float32_under_bfloat16():
 
 
 @pytest.mark.parametrize(
-    "platform, dtype, biased, expected",
+    "platform, dtype, biased, head_size, expected",
     [
-        ("cpu", "float32", False, "blocked"),
-        ("cpu", "bfloat16", True, "blocked"),
-        ("gpu", "bfloat16", False, "cudnn"),
-        ("gpu", "bfloat16", True, "xla"),
-        ("gpu", "float32", False, "xla"),
-        ("tpu", "bfloat16", False, "xla"),
+        ("cpu", "float32", False, 64, "blocked"),
+        ("cpu", "bfloat16", True, 64, "blocked"),
+        ("cpu", "bfloat16", False, 20, "blocked"),
+        ("gpu", "bfloat16", False, 64, "cudnn"),
+        ("gpu", "bfloat16", False, 128, "cudnn"),
+        ("gpu", "bfloat16", False, 136, "xla"),
+        ("gpu", "bfloat16", False, 20, "xla"),
+        ("gpu", "bfloat16", True, 64, "xla"),
+        ("gpu", "float32", False, 64, "xla"),
+        ("tpu", "bfloat16", False, 64, "xla"),
     ],
 )
-def test_one_kernel_for_each_platform(platform, dtype, biased, expected):
-    section = attention.resolve({"name": "softmax", "kernel": "auto"}, platform, dtype, biased)
+def test_one_kernel_for_each_platform_and_head_size(platform, dtype, biased, head_size, expected):
+    section = attention.resolve({"name": "softmax", "kernel": "auto"}, platform, dtype, biased, head_size)
     assert section == {"name": "softmax", "kernel": expected}
 
 
 def test_a_kernel_that_cannot_run_is_refused():
     with pytest.raises(Refusal, match=r"unknown model.attention.kernel 'flsh'"):
-        softmax.choose("flsh", "cpu", "float32", False)
+        softmax.choose("flsh", "cpu", "float32", False, 64)
     with pytest.raises(Refusal, match="not on cpu in float32: choose auto, xla or blocked"):
-        softmax.choose("cudnn", "cpu", "float32", False)
+        softmax.choose("cudnn", "cpu", "float32", False, 64)
     with pytest.raises(Refusal, match="with a bias"):
-        softmax.choose("cudnn", "gpu", "bfloat16", True)
+        softmax.choose("cudnn", "gpu", "bfloat16", True, 64)
+    for size in (20, 256):
+        with pytest.raises(Refusal, match=f"kernel=cudnn takes heads .* model.width / model.heads = {size}: choose"):
+            softmax.choose("cudnn", "gpu", "bfloat16", False, size)

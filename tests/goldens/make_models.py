@@ -7,6 +7,7 @@
 Each folder models/NAME holds what `save_pretrained` writes (config.json, model.safetensors) and logits.npz: the tokens
 that the model read [B T] and the logits that it gave [B T V], in float32. Every weight, bias and norm scale is random,
 so that nothing can hide behind a zero or a one. models/index.json has the versions. This project is not imported.
+A model is drawn from its number in MODELS: add at the end.
 """
 
 import json
@@ -48,6 +49,17 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
 }
 YARN = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 16}
+LINEAR = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 3.0}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 3.0}
+# Every number acts in heads of 8, none is a default, and the factor is not the ratio of the two lengths, 64 and 32.
+YARN_4 = {
+    "rope_type": "yarn",
+    "rope_theta": 100.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 32,
+    "beta_fast": 1.0,
+    "beta_slow": 0.25,
+}
 NEOX = {**LLAMA, "intermediate_size": 64}
 NO_TOKENS = {"bos_token_id": None, "eos_token_id": None}
 
@@ -64,6 +76,14 @@ MODELS = {
     ),
     "roformer": lambda: RoFormerForMaskedLM(RoFormerConfig(**NEOX)),
     "roformer_untied": lambda: RoFormerForMaskedLM(RoFormerConfig(**NEOX, tie_word_embeddings=False)),
+    "llama_linear": lambda: LlamaForCausalLM(LlamaConfig(**LLAMA, rope_parameters=LINEAR)),
+    "llama_dynamic": lambda: LlamaForCausalLM(
+        LlamaConfig(**{**LLAMA, "max_position_embeddings": 16}, rope_parameters=DYNAMIC)
+    ),
+    "neox_yarn": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**NEOX, rotary_pct=1.0, rope_parameters=YARN_4)),
+    "gpt2_odd": lambda: GPT2LMHeadModel(  # heads of 9
+        GPT2Config(vocab_size=VOCABULARY, n_positions=32, n_embd=27, n_layer=2, n_head=3, n_inner=40, **NO_TOKENS)
+    ),
 }
 
 

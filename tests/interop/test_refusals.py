@@ -49,6 +49,7 @@ def refused(folder: Path) -> str:
         ("llama", {"hidden_size": None}, "hidden_size is None, it must be a whole number of at least 1"),
         ("llama", {"num_hidden_layers": 0}, "num_hidden_layers is 0, it must be a whole number"),
         ("llama", {"num_attention_heads": 5, "num_key_value_heads": 5}, "head_dim=8"),
+        ("llama", {"hidden_size": 36, "head_dim": 9}, "head size 36/4 = 9 is odd"),
         ("neox", {"attention_bias": False}, "attention_bias=False has no counterpart here, only True has"),
         (
             "neox",

@@ -70,9 +70,29 @@ def test_embeddings_are_those_of_another_implementation(name):
 
 
 def test_encodings_have_goldens():
-    """But `none`, which is nothing, and `rotary_layered`, which is rotary at each of its bases (tested below)."""
+    """But `none`, which is nothing; `rotary_layered`, which is rotary at each of its bases (tested below), and
+    `rotary_sinusoidal`, which is both; `rotary_features` is held against Eq. 19 in tests/attention."""
     has = {golden["position"]["name"] for golden in GOLDENS.values()}
-    assert len(has) >= 20 and has <= set(positional.ENCODINGS)
+    assert set(positional.ENCODINGS) - has == {"none", "rotary_layered", "rotary_sinusoidal", "rotary_features"}
+
+
+def test_rotary_with_sinusoids_is_both():
+    made, parts = (
+        [
+            positional.make(
+                {"name": name, "base": 1e4} | ({"scale": 0.5} if "sin" in name else {}),
+                shape=positional.Shape(64, 4, SIZE, layers=1, causal=True),
+                rngs=nnx.Rngs(0, position=1),
+            )
+            for name in names
+        ]
+        for names in (["rotary_sinusoidal"], ["rotary", "sinusoidal"])
+    )
+    x, at, layer = jax.random.normal(jax.random.key(0), (1, 12, 4, SIZE)), contiguous(12), jnp.int32(0)
+    for ours, theirs in zip(made[0].rotate(x, x, at, at, layer), parts[0].rotate(x, x, at, at, layer), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    flat = x.reshape(1, 12, 64)
+    np.testing.assert_array_equal(made[0].embed(flat, at), parts[1].embed(flat, at))
 
 
 def test_each_layer_has_the_rotation_of_its_base():
