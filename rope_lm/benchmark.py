@@ -3,7 +3,8 @@
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,96 +15,131 @@ from flax import nnx
 
 from rope_lm import objective, run
 from rope_lm.positions import contiguous
+from rope_lm.refusal import Refusal
 
 Config = dict[str, Any]
+Row = dict[str, Any]
 
 
-def matmul_peak(dtype: str, size: int = 2048) -> float:
-    """FLOP/s of a square matrix product in `dtype`, the best of several."""
-    x = jnp.ones((size, size), dtype)
-    product = jax.jit(jnp.matmul).lower(x, x).compile()
-    return 2 * size**3 / min(_clock(lambda: product(x, x)) for _ in range(8))
+def matmul_peak(dtype: str, size: int = 2048, count: int = 1) -> float:
+    """FLOP/s of a square matrix product in `dtype` on one device, the best of several.
+
+    Each call is a chain of `count` products, or of so many more that it takes 10 ms: on an accelerator a single one is
+    over sooner than it is asked for.
+    """
+    x = jax.random.normal(jax.random.key(0), (size, size), dtype) / size**0.5  # so that the chain stays finite
+    chain = jax.jit(lambda x: jax.lax.fori_loop(0, count, lambda _, y: x @ y, x)).lower(x).compile()
+    seconds = float(run.rounds_of({"chain": lambda: chain(x)}, rounds=7)["chain"].min())
+    return 2 * size**3 * count / seconds if seconds >= 0.01 else matmul_peak(dtype, size, 4 * count)
 
 
-def _clock(call: Callable[[], Any]) -> float:
-    began = time.perf_counter()
-    jax.block_until_ready(call())
-    return time.perf_counter() - began
+def _steppers(configs: Mapping[Any, Config]) -> tuple[dict[Any, run.Stepper], dict[Any, Row]]:
+    """A stepper for each config that can run, and a row {"refused": why} for each that cannot."""
+    steppers, refused = {}, {}
+    for key, config in configs.items():
+        try:
+            steppers[key] = run.Stepper(run.plan(config))
+        except Refusal as refusal:
+            refused[key] = {"refused": str(refusal)}
+    return steppers, refused
 
 
-class Stepper:
-    """A compiled training step with a state and a batch, called over and over."""
+def encodings(configs: Mapping[str, Config], peak: float) -> list[Row]:
+    """A row for each config, by name, with its speed or why it was `refused`; `peak` is of one device, in FLOP/s.
 
-    def __init__(self, plan: run.Plan):
-        self.plan, self.program = plan, plan.program
-        self.state = run.initial(plan)
-        self.rows = jax.device_put(
-            next(plan.data.batches([m.seed for m in plan.members], 0, 1)).rows, self.program.rows
-        )
-        began = time.perf_counter()
-        self.step = self.program.step.lower(self.state, self.rows).compile()
-        self.compile = time.perf_counter() - began
-        memory = self.step.memory_analysis()
-        self.peak_bytes = memory.temp_size_in_bytes + memory.argument_size_in_bytes
-
-    def __call__(self) -> Any:
-        self.state, metrics = self.step(self.state, self.rows)
-        return metrics
-
-    @property
-    def tokens(self) -> int:
-        """Of one step, all members."""
-        return len(self.plan.members) * self.plan.data.batch * self.plan.data.length
-
-
-def rounds_of(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, np.ndarray]:
-    """Seconds [rounds] of each call over rounds A B C A B C, so that a noisy machine hits all alike; one warms up."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds + 1):
-        for name, call in calls.items():
-            times[name].append(_clock(call))
-    return {name: np.array(values[1:]) for name, values in times.items()}
-
-
-def interleaved(calls: Mapping[str, Callable[[], Any]], rounds: int = 7) -> dict[str, float]:
-    """Median seconds of each call, in turns."""
-    return {name: float(np.median(values)) for name, values in rounds_of(calls, rounds).items()}
-
-
-def encodings(configs: Mapping[str, Config], peak: float) -> list[dict[str, Any]]:
-    """A row for each config, by name; overhead is the median over rounds of its step's ratio to that of `none`."""
-    steppers = {name: Stepper(run.plan(config)) for name, config in configs.items()}
-    times = rounds_of(steppers, rounds=15)
-    seconds = {name: float(np.median(values)) for name, values in times.items()}
-    rows = []
+    Overhead is the median over rounds of its step's ratio to that of `none`.
+    """
+    steppers, rows = _steppers(configs)
+    times = run.rounds_of(steppers, rounds=15)
+    read = decoding(steppers)
     for name, stepper in steppers.items():
-        speed = stepper.tokens / seconds[name]
-        model, data = stepper.plan.config["model"], stepper.plan.config["data"]
-        rows.append(
-            {
-                "encoding": name,
-                "shape": {**{key: model[key] for key in ("width", "layers", "heads")}}
-                | {key: data[key] for key in ("length", "batch")},
-                "kernel": stepper.plan.kernel,
-                "compile_seconds": stepper.compile,
-                "step_seconds": seconds[name],
-                "tokens_per_second": speed,
-                "utilization": speed * stepper.plan.flops_per_token / peak,
-                "overhead": float(np.median(times[name] / times["none"])) - 1 if "none" in times else None,
-                "peak_bytes": stepper.peak_bytes,
-                "parameters": stepper.plan.parameters,
-                **decoding(stepper.plan),
-            }
-        )
-    return rows
+        plan, seconds = stepper.plan, _median(times[name])
+        model, data = plan.config["model"], plan.config["data"]
+        speed = len(plan.members) * plan.data.batch * plan.data.length / seconds
+        rows[name] = {
+            "shape": {key: model[key] for key in ("width", "layers", "heads")}
+            | {key: data[key] for key in ("length", "batch")},
+            "dtype": model["dtype"],
+            "devices": plan.mesh.size,
+            "kernel": plan.kernel,
+            "compile_seconds": stepper.compile,
+            "step_seconds": seconds,
+            "tokens_per_second": speed,
+            "peak_flops": peak,
+            "utilization": speed * plan.flops_per_token / (peak * plan.mesh.size),
+            "overhead": _median(times[name] / times["none"]) - 1 if "none" in times else None,
+            "peak_bytes": stepper.peak_bytes,
+            "parameters": plan.parameters,
+            **read[name],
+        }
+    return [{"encoding": name, **rows[name]} for name in configs]
+
+
+def _median(values: np.ndarray) -> float:
+    return float(np.median(values))
+
+
+class Decoder:
+    """Reads the first half of a row at once, and the second one token at a time with the cache, as generate does."""
+
+    def __init__(self, stepper: run.Stepper):
+        plan = stepper.plan
+        self.model, self.length = plan.program.model(stepper.state, 0), plan.data.length
+        self.prompt = jnp.asarray(plan.data.validation[:1, : self.length - self.length // 2])
+        graph, self.weights = nnx.split(self.model)
+
+        @partial(jax.jit, donate_argnums=1)
+        def read(weights: Any, cache: Any, text: jax.Array, start: jax.Array) -> Any:
+            where = contiguous(text.shape[1])
+            logits, cache = nnx.merge(graph, weights)(text, where._replace(index=where.index + start), cache)
+            return jnp.argmax(logits[:, -1:], -1), cache
+
+        self.read = read
+
+    def prefill(self) -> jax.Array:
+        """Into an empty cache."""
+        empty = self.model.cache(1, self.length)
+        self.token, self.cache = self.read(self.weights, empty, self.prompt, jnp.int32(0))
+        return self.token
+
+    def write(self) -> jax.Array:
+        """All tokens that `prefill` left room for."""
+        for at in range(self.prompt.shape[1], self.length):
+            self.token, self.cache = self.read(self.weights, self.cache, self.token, jnp.int32(at))
+        return self.token
+
+
+def decoding(steppers: Mapping[str, run.Stepper]) -> dict[str, Row]:
+    """Seconds of one row, by name: of reading half of it, and of each token of the other half. The steppers lose their
+    state: what the optimizer keeps is no longer needed."""
+    calls, length = {}, {}
+    for name, stepper in steppers.items():
+        decoder = Decoder(stepper)
+        del stepper.state
+        calls |= {(name, "prefill"): decoder.prefill, (name, "write"): decoder.write}
+        length[name] = decoder.length // 2
+    seconds = {key: _median(values) for key, values in run.rounds_of(calls, rounds=5).items()}
+    return {
+        name: {
+            "prefill_seconds": seconds[name, "prefill"],
+            "token_seconds": seconds[name, "write"] / tokens,
+            "decode_tokens_per_second": tokens / seconds[name, "write"],
+        }
+        for name, tokens in length.items()
+    }
 
 
 def parts(config: Config) -> dict[str, float]:
-    """Seconds of the forward pass, the backward pass and the optimizer, for one member; by difference."""
-    stepper = Stepper(run.plan(config))
-    graph, params, rest = nnx.split(stepper.program.model(stepper.state, 0), nnx.Param, ...)
+    """Seconds of the forward pass, the backward pass and the optimizer, for one member.
+
+    The last two are medians of what a round's gradient took more than its forward pass, and its step more than its
+    gradient: "optimizer" contains the loop over members too, and what lies below the noise may be negative.
+    """
+    stepper = run.Stepper(run.plan(config))
+    program = stepper.plan.program
+    graph, params, rest = nnx.split(program.model(stepper.state, 0), nnx.Param, ...)
     rows = stepper.rows[0]
-    example = stepper.program.objective(rows, jax.random.split(jax.random.key(0), len(rows)))
+    example = program.objective(rows, jax.random.split(jax.random.key(0), len(rows)))
 
     def loss(params: Any) -> jax.Array:
         logits, _ = nnx.merge(graph, params, rest)(example.inputs)
@@ -112,91 +148,66 @@ def parts(config: Config) -> dict[str, float]:
     forward = jax.jit(loss).lower(params).compile()
     gradient = jax.jit(jax.value_and_grad(loss)).lower(params).compile()
     calls = {"forward": lambda: forward(params), "gradient": lambda: gradient(params), "step": stepper}
-    seconds = interleaved(calls)
+    times = run.rounds_of(calls, rounds=7)
     return {
-        "forward_seconds": seconds["forward"],
-        "backward_seconds": max(0.0, seconds["gradient"] - seconds["forward"]),
-        "optimizer_seconds": max(0.0, seconds["step"] - seconds["gradient"]),
+        "forward_seconds": _median(times["forward"]),
+        "backward_seconds": _median(times["gradient"] - times["forward"]),
+        "optimizer_seconds": _median(times["step"] - times["gradient"]),
     }
 
 
-def ensembles(config: Config, sizes: Sequence[int]) -> list[dict[str, float]]:
-    """An ensemble of M members against M single runs in turn."""
-    steppers = {str(size): Stepper(run.plan({**config, "seeds": tuple(range(size))})) for size in sizes}
-    seconds = interleaved(steppers)
-    return [
-        {"members": size, "step_seconds": seconds[str(size)], "over_in_turn": seconds[str(size)] / size / seconds["1"]}
-        for size in sizes
-    ]
+def ensembles(config: Config, sizes: Sequence[int]) -> list[Row]:
+    """An ensemble of M members against M single runs in turn; `sizes` begin with 1."""
+    steppers, rows = _steppers({size: {**config, "seeds": tuple(range(size))} for size in sizes})
+    times = run.rounds_of(steppers, rounds=7)
+    for size, taken in times.items():
+        rows[size] = {"step_seconds": _median(taken), "over_in_turn": _median(taken / times[1]) / size}
+    return [{"members": size, **rows[size]} for size in sizes]
 
 
-def depths(config: Config, layers: Sequence[int]) -> list[dict[str, float]]:
+def depths(config: Config, layers: Sequence[int]) -> list[Row]:
     """Compile time against the number of layers."""
-    made = [(each, Stepper(run.plan({**config, "model": {**config["model"], "layers": each}}))) for each in layers]
-    return [{"layers": each, "compile_seconds": stepper.compile} for each, stepper in made]
+    steppers, rows = _steppers({each: {**config, "model": {**config["model"], "layers": each}} for each in layers})
+    rows |= {each: {"compile_seconds": stepper.compile} for each, stepper in steppers.items()}
+    return [{"layers": each, **rows[each]} for each in layers]
 
 
-def lengths(config: Config, lengths: Sequence[int]) -> list[dict[str, float]]:
-    """Seconds for as many tokens as the config's batch has, cut into longer and longer rows."""
-    tokens = config["data"]["length"] * config["data"]["batch"]
-    rows = []
-    for length in lengths:
-        batch = max(1, tokens // length)
-        data = {**config["data"], "length": length, "batch": batch, "validation": 1}
-        stepper = Stepper(run.plan({**config, "data": data}))
-        seconds = interleaved({"step": stepper}, rounds=3)["step"]
-        each = {
-            "seconds_per_token": seconds / (batch * length),
-            "bytes_per_token": stepper.peak_bytes / (batch * length),
-        }
-        rows.append({"length": length, "batch": batch, **each})
-    return rows
-
-
-def decoding(plan: run.Plan) -> dict[str, float]:
-    """Of one row: seconds of reading the first half of its length at once, and of each token of the second, one at a
-    time with the cache."""
-    model = plan.program.model(run.initial(plan), 0)
-    graph, state = nnx.split(model)
-    length = plan.data.length
-    tokens = length // 2
-
-    @jax.jit
-    def read(state: Any, text: jax.Array, start: jax.Array, cache: Any) -> Any:
-        where = contiguous(text.shape[1])
-        where = where._replace(index=where.index + start)
-        logits, cache = nnx.merge(graph, state)(text, where, cache)
-        return jnp.argmax(logits[:, -1:], -1), cache
-
-    prompt = jnp.asarray(plan.data.validation[:1, : length - tokens])
-    empty = model.cache(1, length)
-    token, cache = jax.block_until_ready(read(state, prompt, jnp.int32(0), empty))
-    prefill = min(_clock(lambda: read(state, prompt, jnp.int32(0), empty)) for _ in range(3))
-    jax.block_until_ready(read(state, token, jnp.int32(prompt.shape[1]), cache))
-    began = time.perf_counter()
-    for at in range(prompt.shape[1], length):
-        token, cache = read(state, token, jnp.int32(at), cache)
-    jax.block_until_ready(token)
-    return {"prefill_seconds": prefill, "token_seconds": (time.perf_counter() - began) / tokens}
+def lengths(configs: Mapping[str, Config], lengths: Sequence[int]) -> dict[str, list[Row]]:
+    """By name, seconds and bytes of each of as many tokens as the config's batch has, cut into longer and longer rows;
+    all of them take turns."""
+    cut = {}
+    for name, config in configs.items():
+        tokens = config["data"]["length"] * config["data"]["batch"]
+        for length in lengths:
+            data = {**config["data"], "length": length, "batch": max(1, tokens // length), "validation": 1}
+            cut[name, length] = {**config, "data": data}
+    steppers, rows = _steppers(cut)
+    for key, taken in run.rounds_of(steppers, rounds=3).items():
+        data, stepper = cut[key]["data"], steppers[key]
+        tokens = data["batch"] * data["length"]
+        rows[key] = {"seconds_per_token": _median(taken) / tokens, "bytes_per_token": stepper.peak_bytes / tokens}
+    about = {key: {"length": key[1], "batch": config["data"]["batch"]} for key, config in cut.items()}
+    return {name: [about[name, length] | rows[name, length] for length in lengths] for name in configs}
 
 
 def host(config: Config, steps: int) -> dict[str, float]:
     """The share of the loop that the host waited for data, over `steps` real steps."""
-    stepper = Stepper(run.plan(config))
-    batches = stepper.plan.data.batches([m.seed for m in stepper.plan.members], 0, steps)
+    stepper = run.Stepper(run.plan(config))
+    plan = stepper.plan
+    batches = plan.data.batches([m.seed for m in plan.members], 0, steps)
     waited, began = 0.0, time.perf_counter()
     for _ in range(steps):
         asked = time.perf_counter()
         rows = next(batches).rows
         waited += time.perf_counter() - asked
-        stepper.rows = jax.device_put(rows, stepper.program.rows)
+        stepper.rows = jax.device_put(rows, plan.program.rows)
         jax.block_until_ready(stepper())
     batches.close()
     return {"data_wait_share": waited / (time.perf_counter() - began)}
 
 
 def bookkeeping(config: Config, steps: int) -> dict[str, float]:
-    """The share of a real run's wall time, compiling left out, that went into logging and saving."""
+    """The share of the wall time of a real run without compiling that logging, saving and waiting for saves took."""
     with tempfile.TemporaryDirectory() as folder:
         run.train({**config, "steps": steps}, folder, {})
         manifest = json.loads((Path(folder) / "manifest.json").read_text())

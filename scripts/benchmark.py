@@ -1,10 +1,12 @@
 """Measure how fast the programs are: per encoding, in ensembles, by depth and by length; a table, JSON and a figure."""
 
-import json
 import os
 import platform
 import subprocess
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -22,10 +24,14 @@ EXAMPLES = """examples:
   python -m scripts.benchmark --encodings=none,rotary --only-encodings
   python -m scripts.benchmark --shape=width=64,layers=2,length=128 --out=results/benchmark
 
-Every ratio is of programs that took turns in one process. FLOPs are counted by rope_lm.transformer.flops_per_token, the
-causal half of attention alone; utilisation is their rate over that of a square matrix product in the same run. Prefill
-is reading half a row at once, and a token the time of each of the other half, one by one with the cache, of one row."""
-FEW = "none,learned,sinusoidal,relative_bias,rotary"
+All that is compared took turns in one process, but compile times, which are of a single one. FLOPs are counted by
+rope_lm.transformer.flops_per_token, the causal half of attention alone; utilisation is their rate over that of a square
+matrix product in the same run, on as many devices. Prefill is reading half a row at once, and a token the time of each
+of the other half, one by one with the cache, of one row. With --out every section is written as soon as it is measured,
+and what was refused says why."""
+FEW = ("none", "learned", "sinusoidal", "relative_bias", "rotary")
+LISTS = {"few": FEW, "all": tuple(POSITIONS)}
+MEMBERS, LAYERS, LENGTHS = (1, 2, 4, 8), (2, 16), (128, 256, 512, 1024, 2048, 4096)
 SHAPE = ("width", "layers", "heads", "length", "batch")
 
 
@@ -33,36 +39,45 @@ def main() -> int:
     parser = entry.parser("benchmark", __doc__, EXAMPLES)
     parser.add_argument("--scale", default="tiny", help=f"one or more of {', '.join(SCALES)}, with commas (tiny)")
     parser.add_argument("--shape", default="", help="changes to the scale: width=,layers=,heads=,length=,batch=")
-    parser.add_argument("--encodings", default=FEW, help=f"with commas, or all ({FEW})")
+    parser.add_argument("--encodings", default="few", help=f"with commas, all, or few: {', '.join(FEW)} (few)")
     parser.add_argument("--attention", default="softmax", help=f"{' or '.join(ATTENTIONS)} (softmax)")
-    parser.add_argument("--only-encodings", action="store_true", help="leave out ensembles, depth, length, decoding")
+    parser.add_argument("--only-encodings", action="store_true", help="leave out all that is measured of rotary alone")
     parser.add_argument("--out", help="a folder for benchmark.json and benchmark.svg (nothing is written)")
     arguments = parser.parse_args()
     scales = [(scale, pick("--scale", scale, SCALES)) for scale in arguments.scale.split(",")]
     pick("--attention", arguments.attention, ATTENTIONS)
-    names = [name for name in POSITIONS if _fits(name, arguments.attention)]
-    if arguments.encodings != "all":
-        names = arguments.encodings.split(",")
-        for name in names:
-            pick("--encodings", name, POSITIONS)
+    names = arguments.encodings.split(",")
+    for name in names if arguments.encodings not in LISTS else ():
+        pick("--encodings", name, POSITIONS)
     shape = _shape(arguments.shape)
     entry.huge_pages()
-    from rope_lm import benchmark
+    from rope_lm import benchmark  # JAX, which takes seconds, in the process that stays
 
+    if arguments.encodings in LISTS:
+        names = [name for name in LISTS[arguments.encodings] if _fits(name, arguments.attention)]
     result: dict = {"machine": _machine(), "rows": []}
     console = Console()
+    save = partial(_write, arguments.out, result)
     for scale, preset in scales:
         configs = {name: _config(name, arguments.attention, scale, shape) for name in names}
-        peak = benchmark.matmul_peak(preset["model"]["dtype"])
-        result["peak_flops"] = peak
-        rows = benchmark.encodings(configs, peak)
+        result["peak_flops"] = benchmark.matmul_peak(preset["model"]["dtype"])
+        rows = benchmark.encodings(configs, result["peak_flops"])
+        if not _measured(rows):
+            raise Refusal(rows[0]["refused"])
         result["rows"] += [{"scale": scale, **row} for row in rows]
-        console.print(_table(scale, rows, peak))
+        console.print(_table(scale, _measured(rows)))
+        for row in rows:
+            if "refused" in row:
+                console.print(f"{row['encoding']} is refused: {row['refused']}", highlight=False)
+        save(draw=True)
         if not arguments.only_encodings:
-            result[scale] = _more(benchmark, scale, shape, console)
-    if arguments.out:
-        _write(Path(arguments.out), result)
+            result[scale] = {"encoding": "rotary"}
+            _more(benchmark, scale, shape, console, result[scale], save)
     return 0
+
+
+def _measured(rows: list[dict]) -> list[dict]:
+    return [row for row in rows if "refused" not in row]
 
 
 def _fits(name: str, attention: str) -> bool:
@@ -77,37 +92,55 @@ def _fits(name: str, attention: str) -> bool:
     return True
 
 
-def _more(benchmark, scale: str, shape: dict[str, int], console: Console) -> dict:
-    """Everything that is measured of rotary alone; printed as it comes."""
+def _more(benchmark, scale: str, shape: dict[str, int], console: Console, found: dict, save: Callable) -> None:
+    """Everything that is measured of rotary alone, into `found`; printed and saved as it comes."""
     config = _config("rotary", "softmax", scale, shape)
-    found: dict = {"encoding": "rotary"}
     say = lambda text: console.print(text, highlight=False)  # noqa: E731
-    found["parts"] = split = benchmark.parts(config)
-    say("a step: " + ", ".join(f"{key.split('_')[0]} {1e3 * value:.0f} ms" for key, value in split.items()))
-    found["host"] = benchmark.host(config, steps=20)
-    say(f"the host waits for data {100 * found['host']['data_wait_share']:.2f}% of the time")
-    found["bookkeeping"] = benchmark.bookkeeping(config, steps=200)
-    say(f"logging and saving take {100 * found['bookkeeping']['bookkeeping_share']:.2f}% of a run of 200 steps")
-    found["ensembles"] = benchmark.ensembles(config, (1, 2, 4, 8))
-    for row in found["ensembles"][1:]:
-        say(f"{row['members']} members: {row['over_in_turn']:.2f} of the time of {row['members']} runs in turn")
-    found["depths"] = benchmark.depths(config, (2, 16))
-    say("compiling: " + ", ".join(f"{row['layers']} layers {row['compile_seconds']:.1f} s" for row in found["depths"]))
-    for attention in ATTENTIONS:
-        rows = benchmark.lengths(_config("rotary", attention, scale, shape), (128, 256, 512, 1024, 2048, 4096))
-        found["lengths" if attention == "softmax" else f"lengths_{attention}"] = rows
-        each = (
-            f"{r['length']}: {1e6 * r['seconds_per_token']:.0f} us, {r['bytes_per_token'] / 1e3:.0f} kB" for r in rows
-        )
-        say(f"{attention}, a token of rows of " + "; ".join(each))
-    return found
+
+    @contextmanager
+    def section(name: str) -> Iterator[None]:
+        try:
+            yield
+        except Refusal as refusal:
+            found[name] = {"refused": str(refusal)}
+            say(f"{name}: refused: {refusal}")
+        save()
+
+    def listed(rows: list[dict], text: Callable[[dict], str]) -> str:
+        key = next(iter(rows[0]))
+        return "; ".join(f"{row[key]}: {row['refused'] if 'refused' in row else text(row)}" for row in rows)
+
+    def token(row: dict) -> str:
+        return f"{1e6 * row['seconds_per_token']:.0f} us, {row['bytes_per_token'] / 1e3:.0f} kB"
+
+    with section("parts"):
+        found["parts"] = split = benchmark.parts(config)
+        say("a step: " + ", ".join(f"{key.split('_')[0]} {1e3 * value:.0f} ms" for key, value in split.items()))
+    with section("host"):
+        found["host"] = benchmark.host(config, steps=20)
+        say(f"the host waits for data {100 * found['host']['data_wait_share']:.2f}% of the time")
+    with section("bookkeeping"):
+        found["bookkeeping"] = kept = benchmark.bookkeeping(config, steps=200)
+        say(f"logging and saving take {100 * kept['bookkeeping_share']:.2f}% of a run of {kept['steps']} steps")
+    with section("ensembles"):
+        found["ensembles"] = rows = benchmark.ensembles(config, MEMBERS)
+        say("members, over as many runs in turn: " + listed(rows, lambda row: f"{row['over_in_turn']:.2f}"))
+    with section("depths"):
+        found["depths"] = rows = benchmark.depths(config, LAYERS)
+        say("layers, compiling: " + listed(rows, lambda row: f"{row['compile_seconds']:.1f} s"))
+    with section("lengths"):
+        configs = {each: _config("rotary", each, scale, shape) for each in ATTENTIONS}
+        for attention, rows in benchmark.lengths(configs, LENGTHS).items():
+            found["lengths" if attention == "softmax" else f"lengths_{attention}"] = rows
+            say(f"{attention}, a token of rows of " + listed(rows, token))
 
 
 def _shape(text: str) -> dict[str, int]:
     chosen = {key: value for key, value in parse(text, dict.fromkeys(SHAPE, "")).items() if value}
     for key, value in chosen.items():
-        if not value.isdigit() or int(value) < 1:
-            raise Refusal(f"--shape={key}={value}: must be a whole number of at least 1")
+        least = 2 if key == "length" else 1  # half a row is read, the other half written
+        if not value.isdigit() or int(value) < least:
+            raise Refusal(f"--shape={key}={value}: must be a whole number of at least {least}")
     return {key: int(value) for key, value in chosen.items()}
 
 
@@ -137,14 +170,14 @@ def _machine() -> dict[str, object]:
     }
 
 
-def _table(scale: str, rows: list[dict], peak: float) -> Table:
+def _table(scale: str, rows: list[dict]) -> Table:
     shape = ", ".join(f"{key} {value}" for key, value in rows[0]["shape"].items())
     kernels = ", ".join(sorted({row["kernel"] for row in rows}))
     heads = ("compile s", "step ms", "tokens /s", "of peak", "over none", "MB", "prefill ms", "token ms")
     table = Table(
         Column("encoding", no_wrap=True),
         *(Column(head, justify="right", min_width=max(map(len, head.split()))) for head in heads),
-        title=f"{scale}: {shape}; kernel {kernels}; matmul peak {peak / 1e9:,.0f} GFLOP/s",
+        title=f"{scale}: {shape}; kernel {kernels}; matmul peak {rows[0]['peak_flops'] / 1e9:,.0f} GFLOP/s",
         box=SIMPLE_HEAD,
         show_edge=False,
         padding=(0, 1, 0, 0),
@@ -164,15 +197,20 @@ def _table(scale: str, rows: list[dict], peak: float) -> Table:
     return table
 
 
-def _write(out: Path, result: dict) -> None:
+def _write(folder: str | None, result: dict, draw: bool = False) -> None:
     from rope_lm.analysis import figures
+    from rope_lm.journal import write_json
 
+    if not folder:
+        return
+    out = Path(folder)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "benchmark.json").write_text(json.dumps(result, indent=1) + "\n")
-        figures.save(figures.speeds(result["rows"]), out / "benchmark")
+        write_json(out / "benchmark.json", result)
+        if draw:
+            figures.save(figures.speeds(_measured(result["rows"])), out / "benchmark")
     except OSError as error:
-        raise Refusal(f"--out={str(out)!r} cannot be written ({error.strerror}): choose another folder") from error
+        raise Refusal(f"--out={folder!r} cannot be written ({error.strerror}): choose another folder") from error
 
 
 if __name__ == "__main__":

@@ -32,7 +32,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="a folder for the figure of decay (nothing is drawn)")
     arguments = parser.parse_args()
     arms = {arm["encoding"]: arm for arm in _read(arguments.report, "arms")}
-    speeds = {row["encoding"]: row for row in _read(arguments.benchmark, "rows") if row["scale"] == "tiny"}
+    measured = [row for row in _read(arguments.benchmark, "rows") if row.get("overhead") is not None]
+    speeds = {row["encoding"]: row for row in measured if row["scale"] == "tiny"}
     goldens = json.loads((ROOT / "tests/goldens/index.json").read_text())["goldens"]
     sources = {golden["position"]["name"]: golden["source"] for golden in reversed(goldens.values())}
     from rope_lm.positional import ENCODINGS
@@ -143,7 +144,8 @@ def shift_invariant(name: str) -> bool:
     from rope_lm.positions import contiguous
     from rope_lm.transformer import Transformer
 
-    row = {"name": name, **POSITIONS[name]} | {key: 1100 for key in ("limit", "trained") if key in POSITIONS[name]}
+    row = {"name": name, **POSITIONS[name]} | ({"limit": 1100} if "limit" in POSITIONS[name] else {})
+    row |= {"trained": 32} if "trained" in row else {}
     row |= {"scale": 1.0} if "scale" in row else {"threshold": 8.0} if "threshold" in row else {}
     attention = "performer" if name == "rotary_features" else "softmax"
     section = entry.plain(lm.get_config(f"attention={attention}").model)

@@ -141,16 +141,3 @@ def test_a_sweep_that_is_stopped_saves_and_goes_on(text, cache, tmp_path, number
     assert done.returncode == 0, done.stderr
     manifest = json.loads((tmp_path / "rotary" / "manifest.json").read_text())
     assert [segment["step"] for segment in manifest["segments"]] == [0, status["step"]]
-
-
-def test_the_benchmark_prints_and_writes_its_table(tmp_path):
-    shape = "--shape=width=16,layers=1,heads=2,length=32,batch=4"
-    done = call("scripts.benchmark", shape, "--encodings=none,rotary", "--only-encodings", f"--out={tmp_path}")
-    assert done.returncode == 0, done.stderr
-    result = json.loads((tmp_path / "benchmark.json").read_text())
-    assert [row["encoding"] for row in result["rows"]] == ["none", "rotary"] and (tmp_path / "benchmark.svg").exists()
-    for row in result["rows"]:
-        assert row["shape"] == {"width": 16, "layers": 1, "heads": 2, "length": 32, "batch": 4}
-        assert row["tokens_per_second"] == pytest.approx(4 * 32 / row["step_seconds"])
-        assert 0 < row["utilization"] < 1 and row["compile_seconds"] > 0 and row["peak_bytes"] > 0
-    assert result["peak_flops"] > 1e9 and "rotary" in done.stdout
