@@ -20,6 +20,7 @@ EXAMPLES = """examples:
 Shift-invariance is measured here: logits of a small random model when all positions are shifted by 1,000 tokens.
 exit status: 0, or 2 for a mistake in the command."""
 HEAD = 64  # size of a head in the figure
+UNSHAPED = ("relative_bias", "fire", "continuous_bias")  # whose curve is random before training
 HEADS = ("encoding", "held against", "shift-invariant", "its parameters", "step over none", "final nats", "read at 4x")
 
 
@@ -69,7 +70,7 @@ def _draw(out: Path) -> None:
         made = _made(name)
         if cls.rotate is not ENCODINGS["none"].rotate:
             kept[name] = _kept(made, distances)
-        elif cls.bias is not ENCODINGS["none"].bias and name != "relative_bias":  # which knows nothing before training
+        elif cls.bias is not ENCODINGS["none"].bias and name not in UNSHAPED:
             added[name] = _added(made, distances)
     bound = upper_bound(frequencies(HEAD, 10_000.0), distances)
     try:
