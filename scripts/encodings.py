@@ -29,7 +29,7 @@ def main() -> int:
     parser.add_argument(
         "--report", default=str(ROOT / "results/encodings/summary.json"), help="summary.json of a report"
     )
-    parser.add_argument("--benchmark", default=str(ROOT / "results/benchmark/benchmark.json"), help="its JSON")
+    parser.add_argument("--benchmark", default=str(ROOT / "results/encodings/benchmark.json"), help="its JSON")
     parser.add_argument("--out", type=Path, help="a folder for the figure of decay (nothing is drawn)")
     arguments = parser.parse_args()
     arms = {arm["encoding"]: arm for arm in _read(arguments.report, "arms")}
