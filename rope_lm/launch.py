@@ -79,7 +79,7 @@ def show_plan(arms: Mapping[str, Config]) -> None:
             f"{plan.parameters:,} ({plan.parameters_position:,})",
             plan.kernel,
             f"{tokens * plan.flops_per_token:.1e}",
-            ", ".join(f"{plan.memory(each) / 1e9:.3g}" for each in sizes),
+            ", ".join(f"{gb:,.0f}" if gb >= 10 else f"{gb:.2g}" for gb in (plan.memory(each) / 1e9 for each in sizes)),
         )
     console = Console()
     console.print(table)
