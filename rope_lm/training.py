@@ -105,8 +105,7 @@ def make(
 
     def gradient(params: Any, seed: Any, step: Any, rows: Int[Array, "B W"]) -> tuple[Float[Array, ""], Any]:
         keys = jax.random.split(jax.random.fold_in(_stream(seed, "objective"), step), rows.shape[0])
-
-        tokens = jnp.sum(example_of(rows, keys).weights)
+        tokens = jnp.sum(example_of(rows, keys).weights)  # of all pieces: their losses then add up
 
         def loss(params: Any, rows: Int[Array, "B W"], keys: Key[Array, "B"]) -> Float[Array, ""]:
             return jnp.sum(forward(of(params, seed, step), rows, keys)[0]) / tokens

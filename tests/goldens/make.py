@@ -291,25 +291,31 @@ def biases() -> None:
     )
 
 
-def contents() -> None:
+def shaw(name: str, farthest: int, causal: bool) -> None:
     q, k = heads()
-    table = draw(6, SIZE)  # of distances 0 to 5
+    ahead = 0 if causal else farthest
+    table = draw(ahead + 1 + farthest, SIZE)  # of distances -ahead to farthest
     module = SimpleNamespace(
-        left_max_position_embeddings=5,
-        right_max_position_embeddings=0,
+        left_max_position_embeddings=farthest,
+        right_max_position_embeddings=ahead,
         scaling=SIZE**-0.5,
         distance_embedding=lambda at: table.flip(0)[at],
     )
     _, bias = _apply_relative_key_position_encoding(module, q[None], k[None])
     write(
-        "shaw",
-        {"name": "shaw", "farthest": 5, "scale": 1.0},
+        name,
+        {"name": "shaw", "farthest": farthest, "scale": 1.0},
         f"{HF}, models/wav2vec2_bert, relative_key",
+        causal=causal,
         q=q,
         k=k,
         table=table[None],
-        probabilities=softmax(dot(q, k) + bias[0]),
+        probabilities=softmax(dot(q, k) + bias[0], causal),
     )
+
+
+def contents() -> None:
+    shaw("shaw", farthest=5, causal=True)
 
     q, k = heads()
     u, v, weight = draw(HEADS, SIZE), draw(HEADS, SIZE), draw(WIDTH, HEADS, SIZE) / 8
@@ -416,25 +422,7 @@ def both_ways() -> None:
         probabilities=softmax(dot(q, k) + attention.compute_bias(LENGTH, LENGTH)[0], causal=False),
     )
 
-    q, k = heads()
-    table = draw(9, SIZE)  # of distances -4 (ahead) to 4
-    module = SimpleNamespace(
-        left_max_position_embeddings=4,
-        right_max_position_embeddings=4,
-        scaling=SIZE**-0.5,
-        distance_embedding=lambda at: table.flip(0)[at],
-    )
-    _, bias = _apply_relative_key_position_encoding(module, q[None], k[None])
-    write(
-        "shaw_both_ways",
-        {"name": "shaw", "farthest": 4, "scale": 1.0},
-        f"{HF}, models/wav2vec2_bert, relative_key",
-        causal=False,
-        q=q,
-        k=k,
-        table=table[None],
-        probabilities=softmax(dot(q, k) + bias[0], causal=False),
-    )
+    shaw("shaw_both_ways", farthest=4, causal=False)
 
 
 if __name__ == "__main__":
