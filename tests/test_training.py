@@ -114,9 +114,12 @@ def test_evaluation_gives_totals_by_position_whatever_the_number_of_rows():
     np.testing.assert_allclose(metrics.nats, by_step.sum(-1) / (BATCH * LENGTH), rtol=1e-4)
 
 
-def test_accumulated_gradients_are_those_of_the_whole_batch():
-    whole, _ = train(program("rotary", 2), [0, 1], [1e-2, 1e-2], 3)
-    pieces, _ = train(program("rotary", 2, accumulate=2), [0, 1], [1e-2, 1e-2], 3)
+@pytest.mark.parametrize("predicted", [CAUSAL, {"name": "masked", "rate": 0.15, "mask": 0.8, "random": 0.1}])
+def test_accumulated_gradients_are_those_of_the_whole_batch(predicted):
+    """Each row with the draw that it has in the whole batch."""
+    whole, losses = train(program("rotary", 2, predicted=predicted), [0, 1], [1e-2, 1e-2], 3)
+    pieces, same = train(program("rotary", 2, predicted=predicted, accumulate=2), [0, 1], [1e-2, 1e-2], 3)
+    np.testing.assert_allclose(same, losses, atol=1e-4)
     for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(pieces.params), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-4)
 
