@@ -76,7 +76,7 @@ def position(row: Mapping[str, Any], scaling: str, multiple: int, short: int) ->
     if multiple == 1:
         return dict(row)
     if row.get("limit") is not None:
-        raise Refusal(f"{row['name']} learned no position from {short} on: there is none to read longer text with")
+        raise Refusal(f"{row['name']}: no position from {short} on was trained, there is none to read longer text with")
     if not scaling:
         return dict(row)
     if row["name"] != "rotary":

@@ -166,7 +166,7 @@ def test_reading_longer_text(runs, tmp_path):
     assert rotary[4, "yarn"]["apart"] != four["apart"]
     assert [row["multiple"] for row in found["learned"]["rows"]] == [1]
     assert [row["multiple"] for row in found["learned"]["refused"]] == [2, 4]
-    assert "learned no position from 32 on" in found["learned"]["refused"][0]["why"]
+    assert "no position from 32 on was trained" in found["learned"]["refused"][0]["why"]
     report = call("scripts.report", runs, f"--out={tmp_path}")
     assert report.returncode == 0, report.stderr
     assert (tmp_path / "figures" / "beyond.svg").exists() and (tmp_path / "figures" / "position.svg").exists()
