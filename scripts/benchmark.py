@@ -120,7 +120,7 @@ def _more(benchmark, scale: str, shape: dict[str, int], console: Console, found:
         found["host"] = benchmark.host(config, steps=20)
         say(f"the host waits for data {100 * found['host']['data_wait_share']:.2f}% of the time")
     with section("bookkeeping"):
-        found["bookkeeping"] = kept = benchmark.bookkeeping(config, steps=200)
+        found["bookkeeping"] = kept = benchmark.bookkeeping(config, steps=120)
         say(f"logging and saving take {100 * kept['bookkeeping_share']:.2f}% of a run of {kept['steps']} steps")
     with section("ensembles"):
         found["ensembles"] = rows = benchmark.ensembles(config, MEMBERS)
