@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rope_lm import objective, run
+from rope_lm import run, sharding
 from rope_lm.positions import contiguous
 from rope_lm.refusal import Refusal
 
@@ -22,15 +22,19 @@ Row = dict[str, Any]
 
 
 def matmul_peak(dtype: str, size: int = 2048, count: int = 1) -> float:
-    """FLOP/s of a square matrix product in `dtype` on one device, the best of several.
+    """FLOP/s of square matrix products in `dtype`, one on each device at once, the best of several. A CPU's devices
+    share its cores: one alone can use them all.
 
     Each call is a chain of `count` products, or of so many more that it takes 10 ms: on an accelerator a single one is
     over sooner than it is asked for.
     """
     x = jax.random.normal(jax.random.key(0), (size, size), dtype) / size**0.5  # so that the chain stays finite
-    chain = jax.jit(lambda x: jax.lax.fori_loop(0, count, lambda _, y: x @ y, x)).lower(x).compile()
-    seconds = float(run.rounds_of({"chain": lambda: chain(x)}, rounds=7)["chain"].min())
-    return 2 * size**3 * count / seconds if seconds >= 0.01 else matmul_peak(dtype, size, 4 * count)
+    devices = jax.devices()[:1] if jax.default_backend() == "cpu" else jax.devices()
+    everywhere = [jax.device_put(x, device) for device in devices]
+    chain = jax.jit(lambda x: jax.lax.fori_loop(0, count, lambda _, y: x @ y, x))
+    seconds = float(run.rounds_of({"chain": lambda: [chain(x) for x in everywhere]}, rounds=7)["chain"].min())
+    peak = len(everywhere) * 2 * size**3 * count / seconds
+    return peak if seconds >= 0.01 else matmul_peak(dtype, size, 4 * count)
 
 
 def _steppers(configs: Mapping[Any, Config]) -> tuple[dict[Any, run.Stepper], dict[Any, Row]]:
@@ -45,7 +49,7 @@ def _steppers(configs: Mapping[Any, Config]) -> tuple[dict[Any, run.Stepper], di
 
 
 def encodings(configs: Mapping[str, Config], peak: float) -> list[Row]:
-    """A row for each config, by name, with its speed or why it was `refused`; `peak` is of one device, in FLOP/s.
+    """A row for each config, by name, with its speed or why it was `refused`; `peak` is of all devices together, in FLOP/s.
 
     Overhead is the median over rounds of its step's ratio to that of `none`.
     """
@@ -66,7 +70,7 @@ def encodings(configs: Mapping[str, Config], peak: float) -> list[Row]:
             "step_seconds": seconds,
             "tokens_per_second": speed,
             "peak_flops": peak,
-            "utilization": speed * plan.flops_per_token / (peak * plan.mesh.size),
+            "utilization": speed * plan.flops_per_token / (peak * plan.mesh.size / jax.device_count()),
             "overhead": _median(times[name] / times["none"]) - 1 if "none" in times else None,
             "peak_bytes": stepper.peak_bytes,
             "parameters": plan.parameters,
@@ -85,6 +89,9 @@ class Decoder:
     def __init__(self, stepper: run.Stepper):
         plan = stepper.plan
         self.model, self.length = plan.program.model(stepper.state, 0), plan.data.length
+        if plan.mesh.shape["fsdp"] == plan.mesh.shape["tensor"] == 1:  # whole on every device: one row needs one
+            self.model = jax.device_put(self.model, plan.mesh.devices.flat[0])
+            self.model.placed = sharding.anywhere
         self.prompt = jnp.asarray(plan.data.validation[:1, : self.length - self.length // 2])
         graph, self.weights = nnx.split(self.model)
 
@@ -130,29 +137,26 @@ def decoding(steppers: Mapping[str, run.Stepper]) -> dict[str, Row]:
 
 
 def parts(config: Config) -> dict[str, float]:
-    """Seconds of the forward pass, the backward pass and the optimizer, for one member.
+    """Seconds of the forward pass, the backward pass and the optimizer.
 
-    The last two are medians of what a round's gradient took more than its forward pass, and its step more than its
-    gradient: "optimizer" contains the loop over members too, and what lies below the noise may be negative.
+    The last two are medians of what a round's gradients took more than its evaluation of the same rows, and its step
+    more than its gradients: what lies below the noise may be negative.
     """
     stepper = run.Stepper(run.plan(config))
-    program = stepper.plan.program
-    graph, params, rest = nnx.split(program.model(stepper.state, 0), nnx.Param, ...)
-    rows = stepper.rows[0]
-    example = program.objective(rows, jax.random.split(jax.random.key(0), len(rows)))
-
-    def loss(params: Any) -> jax.Array:
-        logits, _ = nnx.merge(graph, params, rest)(example.inputs)
-        return jnp.mean(objective.cross_entropy(logits, example.targets) * example.weights)
-
-    forward = jax.jit(loss).lower(params).compile()
-    gradient = jax.jit(jax.value_and_grad(loss)).lower(params).compile()
-    calls = {"forward": lambda: forward(params), "gradient": lambda: gradient(params), "step": stepper}
+    program, rows = stepper.plan.program, stepper.rows
+    first = jnp.asarray(np.asarray(rows[0]))  # on every device, as an evaluation has its rows
+    forward = program.evaluate.lower(stepper.state, first).compile()
+    gradients = program.gradients.lower(stepper.state, rows).compile()
+    calls = {
+        "forward": lambda: forward(stepper.state, first),
+        "gradients": lambda: gradients(stepper.state, rows),
+        "step": stepper,
+    }
     times = run.rounds_of(calls, rounds=7)
     return {
         "forward_seconds": _median(times["forward"]),
-        "backward_seconds": _median(times["gradient"] - times["forward"]),
-        "optimizer_seconds": _median(times["step"] - times["gradient"]),
+        "backward_seconds": _median(times["gradients"] - times["forward"]),
+        "optimizer_seconds": _median(times["step"] - times["gradients"]),
     }
 
 
@@ -174,13 +178,13 @@ def depths(config: Config, layers: Sequence[int]) -> list[Row]:
 
 def lengths(configs: Mapping[str, Config], lengths: Sequence[int]) -> dict[str, list[Row]]:
     """By name, seconds and bytes of each of as many tokens as the config's batch has, cut into longer and longer rows;
-    all of them take turns."""
-    cut = {}
+    all of them take turns. On one device: the longest are too few for several."""
+    cut, one = {}, {"member": 1, "data": 1, "fsdp": 1, "tensor": 1}
     for name, config in configs.items():
         tokens = config["data"]["length"] * config["data"]["batch"]
         for length in lengths:
             data = {**config["data"], "length": length, "batch": max(1, tokens // length), "validation": 1}
-            cut[name, length] = {**config, "data": data}
+            cut[name, length] = {**config, "data": data, "mesh": one}
     steppers, rows = _steppers(cut)
     for key, taken in run.rounds_of(steppers, rounds=3).items():
         data, stepper = cut[key]["data"], steppers[key]

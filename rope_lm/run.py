@@ -82,6 +82,7 @@ class Plan:
             accumulate=self.config["optimizer"]["accumulate"],
             members=members,
             together=1 if training.take_turns(self.mesh) else members,
+            platform=training.platform(self.mesh),
             mesh=mesh,
         )
 

@@ -47,6 +47,7 @@ class Program(NamedTuple):
 
     init: Callable[[UInt[Array, "M"], Float[Array, "M"]], State]  # seeds, peak rates
     step: Callable[[State, Int[Array, "M B W"]], tuple[State, Metrics]]
+    gradients: Callable[[State, Int[Array, "M B W"]], tuple[Float[Array, "M"], Any]]  # nats, and what a step starts from
     evaluate: Callable[[State, Int[Array, "R W"]], tuple[Float[Array, "M T"], Float[Array, "T"]]]
     model: Callable[[State, int], Transformer]  # of a member, with what its attention draws at the state's step
     objective: Objective
@@ -80,7 +81,7 @@ def make(
         # A stream of its own for the encoding: the shared parameters then start bit-identical in every arm.
         rngs = nnx.Rngs(params=_stream(seed, "params"), position=_stream(seed, "position"), features=0)
         made = Transformer(**bind(Transformer, model, "model", {**given, "rngs": rngs}))
-        made.placed = placed
+        made.placed, made.written_out = placed, write_out(platform(mesh), model["layers"], model["remat"])
         return made
 
     shell = nnx.eval_shape(build, jnp.uint32(0))
@@ -90,6 +91,7 @@ def make(
     decays = _metadata(shapes, lambda path, variable: variable.decays)
     adam = optimizer.make(**bind(optimizer.make, optimization, "optimizer", {"steps": steps, "decays": decays}))
     sharding.check(mesh.shape, members, _share(batch, adam.accumulate), model["width"], model["heads"], model["hidden"])
+    count = pieces(platform(mesh), mesh.shape, batch, adam.accumulate, length)
 
     def of(params: Any, seed: UInt[Array, ""], step: Int[Array, ""]) -> Transformer:
         attention, draws = shell.attention, {}
@@ -110,10 +112,10 @@ def make(
         def loss(params: Any, rows: Int[Array, "B W"], keys: Key[Array, "B"]) -> Float[Array, ""]:
             return jnp.sum(forward(of(params, seed, step), rows, keys)[0]) / tokens
 
-        if adam.accumulate == 1:
+        if count == 1:
             return jax.value_and_grad(loss)(params, rows, keys)
         # Every device has rows of every piece: one after another, the pieces would be those of single devices.
-        cut = lambda x: x.reshape(-1, adam.accumulate, *x.shape[1:]).swapaxes(0, 1)  # noqa: E731
+        cut = lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1)  # noqa: E731
         zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
 
         def add(total: Any, piece: tuple[Array, Array]) -> tuple[Any, None]:
@@ -149,6 +151,10 @@ def make(
         rest, metrics = over_members(partial(step_member, state.step))(*state[1:], rows)
         return State(state.step + 1, *rest), metrics
 
+    def gradients(state: State, rows: Int[Array, "M B W"]) -> tuple[Float[Array, "M"], Any]:
+        of_member = lambda params, seed, rows: gradient(params, seed, state.step, rows)  # noqa: E731
+        return over_members(of_member)(state.params, state.seed, rows)
+
     def evaluate(state: State, rows: Int[Array, "R W"]) -> tuple[Float[Array, "M T"], Float[Array, "T"]]:
         count = rows.shape[0]
         padded = jnp.pad(rows, ((0, -count % batch), (0, 0))).reshape(-1, batch, rows.shape[1])
@@ -178,6 +184,7 @@ def make(
     return Program(
         init=jax.jit(init, out_shardings=shardings),
         step=jax.jit(step, in_shardings=(shardings, rows), out_shardings=(shardings, whole), donate_argnums=0),
+        gradients=jax.jit(gradients, in_shardings=(shardings, rows), out_shardings=(whole, shardings.params)),
         evaluate=jax.jit(evaluate, in_shardings=(shardings, whole), out_shardings=whole),
         model=lambda state, i: of(jax.tree.map(lambda x: x[i], state.params), state.seed[i], state.step),
         objective=example_of,
@@ -205,13 +212,36 @@ def _shardings(abstract: State, axes: Any, transform: optax.GradientTransformati
     return State(sharding.named(mesh, ()), params, moments, member, member, member)
 
 
+def platform(mesh: Mesh) -> str:
+    """As JAX names it."""
+    return mesh.devices.flat[0].platform
+
+
+def write_out(platform: str, layers: int, remat: str) -> bool:
+    """Whether the layers are written out: on a CPU, where they are so few that compiling stays short.
+
+    A loop has to put what it keeps into larger arrays. Without it XLA keeps what it likes, whatever `remat` says, but
+    for "full", which asks for little memory and so stays a loop: 205 ms a step become 189 (as below).
+    """
+    return platform == "cpu" and layers <= 4 and remat != "full"
+
+
+def pieces(platform: str, mesh: Mapping[str, int], batch: int, accumulate: int, length: int) -> int:
+    """Pieces that a batch is computed in, one after another: `accumulate`, and on a CPU as many times more as leave
+    each device at least 1,024 tokens of a piece, so that what it works on stays in its core's cache: 209 ms a step
+    become 189 (two cores, a device each; 128 wide, 4 layers, length 256, batch 16)."""
+    rows = batch // accumulate // (mesh["data"] * mesh["fsdp"])
+    finer = [count for count in range(1, rows + 1) if rows % count == 0 and rows // count * length >= 1024]
+    return accumulate * max(finer, default=1) if platform == "cpu" else accumulate
+
+
 def take_turns(mesh: Mesh) -> bool:
     """Whether members are computed one after another instead of all at once: on a CPU that no mesh splits them over.
 
     There a batch dimension, even of one, makes the matrix products a third slower (143 ms a step of one member become
     194; two cores, 128 wide, 4 layers, length 256, batch 16).
     """
-    return mesh.devices.flat[0].platform == "cpu" and mesh.shape["member"] == 1
+    return platform(mesh) == "cpu" and mesh.shape["member"] == 1
 
 
 def _in_turn(function: Callable) -> Callable:
@@ -230,10 +260,11 @@ def memory(
     accumulate: int,
     members: int,
     together: int,
+    platform: str,
     mesh: Mapping[str, int],
 ) -> int:
     """Bytes that training `members`, of which so many are computed `together`, needs on each device of a mesh of these
-    sizes, by formula.
+    sizes on a platform, by formula.
 
     Parameters, gradients (a second time where they accumulate) and two moments in float32; for each token of a piece of
     the batch what the layers keep for the backward pass (the results of their products, or their inputs alone with
@@ -249,7 +280,11 @@ def memory(
     between = size * (16 * width + 4 * inner)
     inside = 4 * attention.make(model["attention"]).floats(heads, length, causal)
     # Half of the inside is of the forward pass.
-    kept = {"none": between + inside / 2, "products": size * (7 * width + inner), "full": size * width}[model["remat"]]
+    keeps = {"none": between + inside / 2, "products": size * (7 * width + inner), "full": size * width}
+    kept = keeps[model["remat"]]
+    if write_out(platform, layers, model["remat"]):
+        kept = (keeps["none"] + keeps["products"]) / 2  # by XLA's account
+    count = pieces(platform, mesh, batch, accumulate, length)
 
     def worked(rows: float) -> float:
         # The two of a layer do not live at once.
@@ -257,9 +292,9 @@ def memory(
         return tokens + 4 * 2 * length**2 * encoding.floats(shape, rows)  # forward and backward
 
     rows = batch / (mesh["data"] * mesh["fsdp"])
-    piece = rows / accumulate
+    piece = rows / count
     step = worked(piece) + piece * length * layers * kept
-    states = 4 * parameters * (4 * members + (accumulate > 1) * together) / (mesh["fsdp"] * mesh["tensor"])
+    states = 4 * parameters * (4 * members + (count > 1) * together) / (mesh["fsdp"] * mesh["tensor"])
     return int(states + together * max(step, 0.75 * worked(rows)))
 
 

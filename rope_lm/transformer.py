@@ -57,10 +57,12 @@ class Transformer(nnx.Module):
     attention has features, `turn_features` in every layer.
 
     Inside, activations are [R D] with R = B * T rows: on the CPU every linear layer is then one plain matrix product.
-    Where several devices share the rows, `placed` says how the stream lies over them.
+    Where several devices share the rows, `placed` says how the stream lies over them. `written_out`: the layers are
+    written one after another, instead of as a loop.
     """
 
     placed = staticmethod(sharding.anywhere)
+    written_out = False
 
     def __init__(
         self,
@@ -157,7 +159,8 @@ class Transformer(nnx.Module):
         if cache is not None:
             stored = cache.k, cache.v, jnp.broadcast_to(cache.used, self.layers)
         drawn = None if self.drawn is None else self.drawn[...]
-        x, kept = jax.lax.scan(REMAT[self.remat](body), x, (jnp.arange(self.layers), blocks, stored, drawn))
+        layers = jnp.arange(self.layers), blocks, stored, drawn
+        x, kept = jax.lax.scan(REMAT[self.remat](body), x, layers, unroll=self.layers if self.written_out else 1)
         return x if self.norm_first else self.norm(x), seen, kept
 
     def attend(

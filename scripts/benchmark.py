@@ -53,6 +53,7 @@ def main() -> int:
     entry.huge_pages()
     from rope_lm import benchmark  # JAX, which takes seconds, in the process that stays
 
+    entry.cores_as_devices(_config(FEW[0], "softmax", scales[0][0], shape))
     if arguments.encodings in LISTS:
         names = [name for name in LISTS[arguments.encodings] if _fits(name, arguments.attention)]
     result: dict = {"machine": _machine(), "rows": []}

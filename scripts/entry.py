@@ -124,6 +124,28 @@ def huge_pages() -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
+def cores_as_devices(config: dict[str, Any]) -> None:
+    """Makes JAX see a device in every core that this process may use, or in as many as can share a batch evenly.
+
+    Each core then computes rows of its own from the first layer to the last: 227 ms a step become 209 on two (128 wide,
+    4 layers, length 256, batch 16), where one device shares out every product. Only where mesh.data is -1 (the devices
+    that are left), and XLA_FLAGS does not say otherwise; of no effect beside a GPU or a TPU.
+    """
+    import jax
+
+    given, mesh = os.environ.get("XLA_FLAGS", ""), config["mesh"]
+    if "host_platform_device_count" in given or mesh.get("data") != -1:
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    rows = config["data"]["batch"] // max(1, config["optimizer"]["accumulate"])
+    others = [mesh["member"], mesh["fsdp"], mesh["tensor"]]
+    if rows > 0 and others == [1, 1, 1]:
+        jax.config.update("jax_num_cpu_devices", max(n for n in range(1, min(cores, rows) + 1) if rows % n == 0))
+    # A process that was halted for longer than XLA's 40 seconds, or a laptop that slept, goes on instead of aborting.
+    if "collective_call_terminate" not in given:
+        os.environ["XLA_FLAGS"] = f"{given} --xla_cpu_collective_call_terminate_timeout_seconds=1000000".strip()
+
+
 def compilation_cache(folder: str) -> None:
     """Compiled programs are kept in `folder`, so that a second start, or a resumed run, does not compile again."""
     import jax

@@ -47,6 +47,7 @@ def main() -> int:
     entry.huge_pages()
     from rope_lm import run  # JAX is imported after the flags were read: a mistake is answered at once
 
+    entry.cores_as_devices(config)
     entry.compilation_cache(config["data"]["cache"])
     if TIME.value:
         print(run.seconds_per_step(run.plan(config)))

@@ -50,6 +50,7 @@ def config(text, cache) -> dict:
 def script_main(monkeypatch):
     """The script in this process, called with flags."""
     monkeypatch.setenv("GLIBC_TUNABLES", "")  # else it would start again
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=1")  # what this process has
 
     def main(*flags: str) -> int:
         monkeypatch.setattr(sys, "argv", ["benchmark", *flags])
@@ -88,7 +89,7 @@ def test_every_section_on_two_devices(tmp_path):
         assert row["shape"] == shape and row["dtype"] == "float32" and row["devices"] == 2
         assert row["tokens_per_second"] == pytest.approx(4 * 16 / row["step_seconds"])
         assert row["peak_flops"] == result["peak_flops"] > 1e8
-        assert row["utilization"] == pytest.approx(row["tokens_per_second"] * flops / (2 * row["peak_flops"]))
+        assert row["utilization"] == pytest.approx(row["tokens_per_second"] * flops / row["peak_flops"])
         assert row["compile_seconds"] > 0 and row["peak_bytes"] > 0 and row["prefill_seconds"] > 0
         assert row["decode_tokens_per_second"] == pytest.approx(1 / row["token_seconds"])
     more = result["tiny"]
@@ -101,8 +102,7 @@ def test_every_section_on_two_devices(tmp_path):
     assert [row["layers"] for row in more["depths"]] == [1, 2] and more["depths"][0]["compile_seconds"] > 0
     for rows in (more["lengths"], more["lengths_performer"]):
         assert [(row["length"], row["batch"]) for row in rows] == [(8, 8), (64, 1)]
-        assert rows[0]["seconds_per_token"] > 0 and rows[0]["bytes_per_token"] > 0
-        assert "shared by 2 devices" in rows[1]["refused"], "one row of 64 tokens"
+        assert all(row["seconds_per_token"] > 0 and row["bytes_per_token"] > 0 for row in rows)
 
 
 def test_overhead_and_decoding_are_medians_over_rounds(config, monkeypatch):

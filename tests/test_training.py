@@ -202,7 +202,7 @@ def memory(model: dict, members: int, batch: int, length: int, accumulate: int) 
         lowered.append(made.evaluate.lower(made.abstract, jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype)))
     found = [each.compile().memory_analysis() for each in lowered]
     parameters = sum(leaf.size for leaf in jax.tree.leaves(made.abstract.params)) // members
-    given = {"causal": True, "accumulate": accumulate, "together": 1, "mesh": mesh.shape}
+    given = {"causal": True, "accumulate": accumulate, "together": 1, "platform": "cpu", "mesh": mesh.shape}
     estimated = training.memory(model, parameters, **sizes, **given)
     return estimated, max(each.temp_size_in_bytes + each.argument_size_in_bytes for each in found)
 
@@ -249,7 +249,7 @@ def test_a_scale_has_the_parameters_that_it_is_named_for(scale, changes, vocabul
 
 
 def test_accumulated_gradients_are_held_a_second_time():
-    sizes = {"causal": True, "vocabulary": 257, "length": 8, "members": 1, "together": 1}
+    sizes = {"causal": True, "vocabulary": 257, "length": 8, "members": 1, "together": 1, "platform": "cpu"}
     mesh = {"member": 1, "data": 1, "fsdp": 1, "tensor": 1}
     once, twice = (
         training.memory(section("none", layers=8), 10**6, **sizes, batch=count, accumulate=count, mesh=mesh)
