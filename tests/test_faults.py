@@ -103,8 +103,11 @@ def state(workdir: Path) -> tuple[int, list[np.ndarray]]:
         (each for each in (workdir / "checkpoints").iterdir() if each.name.isdigit()), key=lambda x: int(x.name)
     )
     assert damage(newest) is None
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # the run may have had more
     with ocp.StandardCheckpointer() as orbax:
-        return int(newest.name), [np.asarray(leaf) for leaf in jax.tree.leaves(orbax.restore(newest / "state"))]
+        saved = orbax.metadata(newest / "state").item_metadata
+        target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), saved)
+        return int(newest.name), [np.asarray(leaf) for leaf in jax.tree.leaves(orbax.restore(newest / "state", target))]
 
 
 def metrics(workdir: Path) -> dict:
