@@ -25,6 +25,37 @@ def call(*words: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, stdin=subprocess.DEVNULL)
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores cannot be given away here")
+@pytest.mark.parametrize(
+    "cores, flags, devices",
+    [
+        (2, {}, 2),
+        (1, {}, 1),
+        (2, {"data": {"batch": 3}}, 1),  # three rows are not shared evenly by two
+        (2, {"optimizer": {"accumulate": 4}}, 1),  # nor is a piece of one row
+        (2, {"mesh": {"data": 1}}, 1),
+    ],
+)
+def test_every_core_is_a_device_where_they_share_the_batch_evenly(cores, flags, devices):
+    if len(os.sched_getaffinity(0)) < cores:
+        pytest.skip(f"there are no {cores} cores here")
+    program = f"""
+import os
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:{cores}])
+config = {{"data": {{"batch": 4}}, "optimizer": {{"accumulate": 1}}}}
+config["mesh"] = {{"member": 1, "data": -1, "fsdp": 1, "tensor": 1}}
+for section, changes in {flags}.items():
+    config[section].update(changes)
+from scripts import entry
+entry.cores_as_devices(config)
+import jax
+print(jax.device_count())
+"""
+    env = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, env=env)
+    assert done.stdout.strip() == str(devices), done.stderr
+
+
 @pytest.mark.parametrize(
     "script", ["train", "sweep", "report", "benchmark", "verify", "generate", "extrapolate", "probe"]
 )

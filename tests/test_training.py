@@ -124,6 +124,41 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(predicted):
         np.testing.assert_allclose(a, b, atol=2e-4)
 
 
+@pytest.mark.parametrize(
+    "platform, data, batch, accumulate, length, count",
+    [
+        ("cpu", 1, 16, 1, 256, 4),  # scale tiny on one device: four rows at once
+        ("cpu", 2, 16, 1, 256, 2),  # and on two
+        ("cpu", 2, 16, 1, 128, 1),  # scale nano: 1,024 tokens on each as it is
+        ("cpu", 1, 6, 1, 512, 3),  # the rows of a piece are equally many
+        ("cpu", 1, 16, 2, 256, 4),  # a piece that was asked for is cut again
+        ("cpu", 1, 4, 1, 8, 1),
+        ("gpu", 1, 16, 1, 256, 1),
+        ("gpu", 1, 16, 4, 256, 4),
+    ],
+)
+def test_a_cpu_works_on_about_a_thousand_tokens_at_once(platform, data, batch, accumulate, length, count):
+    mesh = {"member": 1, "data": data, "fsdp": 1, "tensor": 1}
+    assert training.pieces(platform, mesh, batch, accumulate, length) == count
+
+
+def test_a_program_is_cut_into_the_pieces_that_are_said(monkeypatch):
+    _, losses = train(program("rotary", 2), [0, 1], [1e-2, 1e-2], 3)
+    monkeypatch.setattr(training, "pieces", lambda *_: 4)
+    _, same = train(program("rotary", 2), [0, 1], [1e-2, 1e-2], 3)
+    assert np.any(np.asarray(same) != np.asarray(losses)), "sums in another order"
+    np.testing.assert_allclose(same, losses, atol=1e-4)
+
+
+def test_few_layers_are_written_out_on_a_cpu_and_change_nothing(monkeypatch):
+    assert training.write_out("cpu", 4, "products") and not training.write_out("cpu", 5, "products")
+    assert not training.write_out("gpu", 4, "products") and not training.write_out("cpu", 4, "full")
+    _, losses = train(program("rotary", 1), [0], [1e-2], 3)
+    monkeypatch.setattr(training, "write_out", lambda *_: False)
+    _, same = train(program("rotary", 1), [0], [1e-2], 3)
+    np.testing.assert_allclose(same, losses, atol=1e-5)
+
+
 def test_a_member_that_diverges_is_frozen_and_the_others_go_on():
     made = program("rotary", 2)
     state = made.init(np.array([0, 1], np.uint32), np.array([1e-2, 1e-2], np.float32))
