@@ -263,7 +263,8 @@ def test_06_a_disk_that_fills_while_saving(runs, disk):
     said = runs.run(small / "run", status=1, **wide)
     assert "No space left on device" in said.splitlines()[-1] and "goes on from the last checkpoint" in said
     status = read(small / "run", "status")
-    step, _ = state(small / "run")
+    folders = (small / "run" / "checkpoints").glob("[0-9]*")  # the newest may be torn, if its sums found no room
+    step = max(int(each.name) for each in folders if damage(each) is None)
     assert status["status"] == "failed" and status["step"] - step <= 2 * 50, "within one interval"
     assert journal.read_rows(small / "run" / "metrics.jsonl")[-1]["step"] <= status["step"]
 
@@ -362,9 +363,9 @@ def test_10_an_arm_that_is_killed_is_tried_three_times_and_said_to_have_failed(r
 
 
 def test_10_a_device_out_of_memory_says_what_to_lower(runs, tmp_path):
-    large = {"model__width": 256, "model__layers": 4, "data__length": 256, "data__batch": 32, "steps": 10}
-    said = runs.run(tmp_path, "memory:300", status=1, **large)
-    for words in ("out of memory: lower data.batch (32) or data.length (256)", "fewer than 2 members"):
+    large = {"model__width": 256, "model__layers": 4, "data__length": 2048, "data__batch": 2, "data__validation": 2}
+    said = runs.run(tmp_path, "memory:600", status=1, **large)
+    for words in ("out of memory: lower data.batch (2) or data.length (2048)", "fewer than 2 members"):
         assert words in said.splitlines()[-1], said
     assert read(tmp_path, "status")["status"] == "failed"
 
