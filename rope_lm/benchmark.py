@@ -49,7 +49,7 @@ def _steppers(configs: Mapping[Any, Config]) -> tuple[dict[Any, run.Stepper], di
 
 
 def encodings(configs: Mapping[str, Config], peak: float) -> list[Row]:
-    """A row for each config, by name, with its speed or why it was `refused`; `peak` is of all devices together, in FLOP/s.
+    """A row for each config, by name, with its speed or why it was `refused`; `peak`: FLOP/s of all devices.
 
     Overhead is the median over rounds of its step's ratio to that of `none`.
     """

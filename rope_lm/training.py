@@ -47,7 +47,7 @@ class Program(NamedTuple):
 
     init: Callable[[UInt[Array, "M"], Float[Array, "M"]], State]  # seeds, peak rates
     step: Callable[[State, Int[Array, "M B W"]], tuple[State, Metrics]]
-    gradients: Callable[[State, Int[Array, "M B W"]], tuple[Float[Array, "M"], Any]]  # nats, and what a step starts from
+    gradients: Callable[[State, Int[Array, "M B W"]], tuple[Float[Array, "M"], Any]]  # of a step, with its nats
     evaluate: Callable[[State, Int[Array, "R W"]], tuple[Float[Array, "M T"], Float[Array, "T"]]]
     model: Callable[[State, int], Transformer]  # of a member, with what its attention draws at the state's step
     objective: Objective
