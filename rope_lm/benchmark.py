@@ -163,7 +163,7 @@ def parts(config: Config) -> dict[str, float]:
 def ensembles(config: Config, sizes: Sequence[int]) -> list[Row]:
     """An ensemble of M members against M single runs in turn; `sizes` begin with 1."""
     steppers, rows = _steppers({size: {**config, "seeds": tuple(range(size))} for size in sizes})
-    times = run.rounds_of(steppers, rounds=7)
+    times = run.rounds_of(steppers, rounds=4)
     for size, taken in times.items():
         rows[size] = {"step_seconds": _median(taken), "over_in_turn": _median(taken / times[1]) / size}
     return [{"members": size, **rows[size]} for size in sizes]
