@@ -48,7 +48,8 @@ def main() -> int:
     from rope_lm import run  # JAX is imported after the flags were read: a mistake is answered at once
 
     entry.cores_as_devices(config)
-    entry.compilation_cache(config["data"]["cache"])
+    if cache := config.get("data", {}).get("cache"):  # without, the run is refused below
+        entry.compilation_cache(cache)
     if TIME.value:
         print(run.seconds_per_step(run.plan(config)))
         return 0

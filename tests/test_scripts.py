@@ -34,6 +34,11 @@ def call(*words: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
         (2, {"data": {"batch": 3}}, 1),  # three rows are not shared evenly by two
         (2, {"optimizer": {"accumulate": 4}}, 1),  # nor is a piece of one row
         (2, {"mesh": {"data": 1}}, 1),
+        # What cannot be trained is refused later, in a line.
+        (2, {"data": {"batch": 0}}, 1),
+        (2, {"data": {"batch": "many"}}, 1),
+        (2, {"optimizer": {"accumulate": 2.5}}, 1),
+        (2, {"mesh": {"tensor": None}}, 1),
     ],
 )
 def test_every_core_is_a_device_where_they_share_the_batch_evenly(cores, flags, devices):
