@@ -81,7 +81,7 @@ def make(
         # A stream of its own for the encoding: the shared parameters then start bit-identical in every arm.
         rngs = nnx.Rngs(params=_stream(seed, "params"), position=_stream(seed, "position"), features=0)
         made = Transformer(**bind(Transformer, model, "model", {**given, "rngs": rngs}))
-        made.placed, made.written_out = placed, write_out(platform(mesh), model["layers"], model["remat"])
+        made.written_out = write_out(platform(mesh), model["layers"], model["remat"])
         return made
 
     shell = nnx.eval_shape(build, jnp.uint32(0))
@@ -93,35 +93,31 @@ def make(
     sharding.check(mesh.shape, members, _share(batch, adam.accumulate), model["width"], model["heads"], model["hidden"])
     count = pieces(platform(mesh), mesh.shape, batch, adam.accumulate, length)
 
-    def of(params: Any, seed: UInt[Array, ""], step: Int[Array, ""]) -> Transformer:
-        attention, draws = shell.attention, {}
-        if attention.redraw:
-            key = jax.random.fold_in(_stream(seed, "features"), step // attention.redraw)
-            draws["drawn"] = attention.draw(key, shell.layers, shell.width // shell.heads)
-        return nnx.merge(graph, nnx.State(params), nnx.State(draws))
+    def draws(seed: UInt[Array, ""], step: Int[Array, ""]) -> dict[str, Any]:
+        attention = shell.attention
+        if not attention.redraw:
+            return {}
+        key = jax.random.fold_in(_stream(seed, "features"), step // attention.redraw)
+        return {"drawn": attention.draw(key, shell.layers, shell.width // shell.heads)}
+
+    def of(params: Any, drawn: Any) -> Transformer:
+        return nnx.merge(graph, nnx.State(params), nnx.State(drawn))
 
     def forward(model: Transformer, rows: Int[Array, "B W"], keys: Key[Array, "B"]) -> tuple[Array, Array]:
         example = example_of(rows, keys)
+        model.placed = placed
         logits, _ = model(example.inputs)
         return objective.cross_entropy(logits, example.targets) * example.weights, example.weights
 
     def gradient(params: Any, seed: Any, step: Any, rows: Int[Array, "B W"]) -> tuple[Float[Array, ""], Any]:
         keys = jax.random.split(jax.random.fold_in(_stream(seed, "objective"), step), rows.shape[0])
-        tokens = jnp.sum(example_of(rows, keys).weights)  # of all pieces: their losses then add up
+        tokens = jnp.sum(example_of(rows, keys).weights)  # of all rows: the losses of some then add up
 
-        def loss(params: Any, rows: Int[Array, "B W"], keys: Key[Array, "B"]) -> Float[Array, ""]:
-            return jnp.sum(forward(of(params, seed, step), rows, keys)[0]) / tokens
+        def of_some(whole: Any, some: Any) -> tuple[Float[Array, ""], Any]:
+            params, drawn, tokens = whole
+            return jax.value_and_grad(lambda params: jnp.sum(forward(of(params, drawn), *some)[0]) / tokens)(params)
 
-        if count == 1:
-            return jax.value_and_grad(loss)(params, rows, keys)
-        # Every device has rows of every piece: one after another, the pieces would be those of single devices.
-        cut = lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1)  # noqa: E731
-        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-
-        def add(total: Any, piece: tuple[Array, Array]) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, jax.value_and_grad(loss)(params, *piece)), None
-
-        return jax.lax.scan(add, zero, (cut(rows), cut(keys)))[0]
+        return sharding.summed(mesh, of_some, count)((params, draws(seed, step), tokens), (rows, keys))
 
     def init_member(seed: UInt[Array, ""], rate: Float[Array, ""]) -> tuple[Any, ...]:
         params = nnx.to_pure_dict(nnx.state(build(seed), nnx.Param))
@@ -156,22 +152,17 @@ def make(
         return over_members(of_member)(state.params, state.seed, rows)
 
     def evaluate(state: State, rows: Int[Array, "R W"]) -> tuple[Float[Array, "M T"], Float[Array, "T"]]:
-        count = rows.shape[0]
-        padded = jnp.pad(rows, ((0, -count % batch), (0, 0))).reshape(-1, batch, rows.shape[1])
-        padded = jax.lax.with_sharding_constraint(padded, sharding.named(mesh, ("piece", "batch")))
-        number = jnp.arange(padded.shape[0] * batch)
-        keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(0)))(number).reshape(-1, batch)
-        real = (number < count).reshape(-1, batch, 1)
+        padded = jnp.pad(rows, ((0, -rows.shape[0] % batch), (0, 0)))
+        number = jnp.arange(len(padded))
+        keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(0)))(number)
+
+        def of_some(whole: Any, some: Any) -> tuple[Float[Array, "T"], Float[Array, "T"]]:
+            rows, keys, real = some
+            return tuple((each * real[:, None]).sum(0) for each in forward(of(*whole), rows, keys))
 
         def member(params: Any, seed: UInt[Array, ""]) -> Any:
-            model = of(params, seed, state.step)
-
-            def add(total: Any, piece: Any) -> tuple[Any, None]:
-                nats, weights = forward(model, piece[0], piece[1])
-                return (total[0] + (nats * piece[2]).sum(0), total[1] + (weights * piece[2]).sum(0)), None
-
-            zero = jnp.zeros(rows.shape[1] - 1)
-            return jax.lax.scan(add, (zero, zero), (padded, keys, real))[0]
+            total = sharding.summed(mesh, of_some, len(padded) // batch)
+            return total((params, draws(seed, state.step)), (padded, keys, number < rows.shape[0]))
 
         nats, tokens = over_members(member)(state.params, state.seed)
         return nats, tokens[0]
@@ -186,7 +177,7 @@ def make(
         step=jax.jit(step, in_shardings=(shardings, rows), out_shardings=(shardings, whole), donate_argnums=0),
         gradients=jax.jit(gradients, in_shardings=(shardings, rows), out_shardings=(whole, shardings.params)),
         evaluate=jax.jit(evaluate, in_shardings=(shardings, whole), out_shardings=whole),
-        model=lambda state, i: of(jax.tree.map(lambda x: x[i], state.params), state.seed[i], state.step),
+        model=lambda state, i: of(jax.tree.map(lambda x: x[i], state.params), draws(state.seed[i], state.step)),
         objective=example_of,
         abstract=abstract,
         rows=rows,
@@ -289,7 +280,7 @@ def memory(
     def worked(rows: float) -> float:
         # The two of a layer do not live at once.
         tokens = rows * length * (max(between, inside) + 4 * 3 * vocabulary)
-        return tokens + 4 * 2 * length**2 * encoding.floats(shape, rows)  # forward and backward
+        return tokens + 4 * 2 * length**2 * encoding.floats(shape, rows, platform)  # forward and backward
 
     rows = batch / (mesh["data"] * mesh["fsdp"])
     piece = rows / count

@@ -99,8 +99,8 @@ class PositionalEncoding(nnx.Module):
         it computes once for all rows (`bias`)."""
         return 0
 
-    def floats(self, shape: Shape, rows: float) -> float:
-        """Numbers that it works on at once, forward, for each pair of a query and a key of so many rows."""
+    def floats(self, shape: Shape, rows: float, platform: str) -> float:
+        """Numbers that it works on at once on a platform, forward, for each pair of a query and a key of so many rows."""
         return shape.heads if self.biased() else 0
 
     def check(self, length: int) -> None:

@@ -53,7 +53,7 @@ class Shaw(PositionalEncoding):
     def flops(self, shape: Shape, length: int) -> int:
         return (self.ahead + 1 + self.farthest) * (shape.width + shape.heads * length)
 
-    def floats(self, shape: Shape, rows: float) -> float:
+    def floats(self, shape: Shape, rows: float, platform: str) -> float:
         return self.ahead + 1 + self.farthest  # one-hot, the same in every row
 
 
@@ -118,7 +118,7 @@ class TransformerXL(PositionalEncoding):
     def flops(self, shape: Shape, length: int) -> int:
         return shape.width * (shape.width + shape.heads * length)
 
-    def floats(self, shape: Shape, rows: float) -> float:
+    def floats(self, shape: Shape, rows: float, platform: str) -> float:
         return rows * shape.heads
 
 
@@ -174,5 +174,5 @@ class CoPE(PositionalEncoding):
     def flops(self, shape: Shape, length: int) -> int:
         return shape.width * (length + self.positions)
 
-    def floats(self, shape: Shape, rows: float) -> float:
+    def floats(self, shape: Shape, rows: float, platform: str) -> float:
         return 10 * rows * shape.heads
