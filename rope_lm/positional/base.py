@@ -100,7 +100,7 @@ class PositionalEncoding(nnx.Module):
         return 0
 
     def floats(self, shape: Shape, rows: float, platform: str) -> float:
-        """Numbers that it works on at once on a platform, forward, for each pair of a query and a key of so many rows."""
+        """Numbers that it works on at once, forward, for each pair of a query and a key of so many rows."""
         return shape.heads if self.biased() else 0
 
     def check(self, length: int) -> None:
