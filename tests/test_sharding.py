@@ -109,7 +109,8 @@ for sizes, accumulate in json.loads(sys.argv[1]):
     memory, text = compiled.memory_analysis(), compiled.as_text()
     out[f"{sizes} {accumulate}"] = {
         "held": memory.argument_size_in_bytes, "working": memory.temp_size_in_bytes,
-        "gathered": shapes("all-gather", text), "summed": shapes("all-reduce", text)}
+        "gathered": shapes("all-gather", text), "summed": shapes("all-reduce", text),
+        "asked": ["psum" in line for line in text.splitlines() if re.search("f32.[0-9].* all-reduce", line)]}
 print(json.dumps(out))
 """
 
@@ -133,6 +134,8 @@ def test_a_device_holds_its_share_and_gathers_one_matrix_of_one_layer_at_a_time(
     for found in (fsdp, data, pieces):
         assert of_rows(found["gathered"]) == of_rows(found["summed"]) == [], found
     assert data["gathered"] == [], "parameters are whole on every device"
+    for found in (data, pieces):
+        assert found["asked"] and all(found["asked"]), "gradients are summed once, after the last piece"
     assert pieces["working"] < data["working"], "half of the rows at a time"
 
 
