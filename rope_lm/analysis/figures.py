@@ -63,8 +63,10 @@ def style(name: str, others: Sequence[str]) -> dict[str, object]:
 
 def _legend(axes: plt.Axes, beside: bool = False) -> None:
     """In the axes, or beside them where it would cover the lines."""
-    if len(axes.get_legend_handles_labels()[1]) > 8:
+    count = len(axes.get_legend_handles_labels()[1])
+    if count > 8:
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8)
+        axes.figure.set_figheight(max(axes.figure.get_figheight(), 0.4 + 0.19 * count))  # a line of it takes 0.17 inch
     else:
         axes.legend(**({"loc": "upper left", "bbox_to_anchor": (1.01, 1)} if beside else {}))
 

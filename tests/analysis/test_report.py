@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rope_lm import analysis
-from rope_lm.analysis import compare, load, load_all, report, reproduction, tune
+from rope_lm.analysis import compare, figures, load, load_all, report, reproduction, tune
 from rope_lm.refusal import Refusal
 from tests.analysis.conftest import BEGAN, STEPS, write_claim, write_run, write_study
 
@@ -467,3 +467,17 @@ def test_the_page_fits_a_desktop_and_a_phone(request, tmp_path, width, kind):
     assert inner == width and scroll <= width, f"the page is {scroll} wide in {inner}"
     for words in ("Does rotary converge faster?", "supported", "2104.09864", "Every run"):
         assert words in page
+
+
+def test_a_legend_of_many_arms_fits_its_figure_and_leaves_room_for_the_lines():
+    @figures.drawn((7.2, 4.2))
+    def many(axes):
+        for number in range(40):
+            axes.plot([0, 1], [0, number], label=f"encoding {number}")
+        figures._legend(axes)
+
+    figure = many()
+    figure.canvas.draw()
+    (axes,), height = figure.axes, figure.bbox.height
+    assert axes.get_legend().get_window_extent().y0 > 0
+    assert axes.get_window_extent().height > 0.7 * height
