@@ -39,7 +39,7 @@ def tuning(base: ConfigDict) -> Iterator[Arm]:
 
 def encodings(base: ConfigDict) -> Iterator[Arm]:
     """Every encoding of softmax attention at one rate, that of most of TUNED: the others may do better at their own.
-    Half of quick's steps: two slow cores then take an hour for all."""
+    Half of quick's steps: two slow cores then take about an hour for all."""
     base.seeds, base.steps = (0, 1, 2), 1000
     base.optimizer.rate = (1.2e-2,)
     for name in (each for each in POSITIONS if each not in FOR_FEATURES):

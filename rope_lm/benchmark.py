@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rope_lm import run
+from rope_lm import run, sharding
 from rope_lm.positions import contiguous
 from rope_lm.refusal import Refusal
 
@@ -89,7 +89,7 @@ class Decoder:
     def __init__(self, stepper: run.Stepper):
         plan = stepper.plan
         self.model, self.length = plan.program.model(stepper.state, 0), plan.data.length
-        if plan.mesh.shape["fsdp"] == plan.mesh.shape["tensor"] == 1:  # whole on every device: one row needs one
+        if sharding.rows_alone(plan.mesh):  # one row needs one device
             self.model = jax.device_put(self.model, plan.mesh.devices.flat[0])
         self.prompt = jnp.asarray(plan.data.validation[:1, : self.length - self.length // 2])
         graph, self.weights = nnx.split(self.model)

@@ -56,23 +56,22 @@ def anywhere(x: jax.Array) -> jax.Array:
     return x
 
 
-def by_hand(mesh: Mesh) -> bool:
-    """Whether rows alone are split, besides members: every device then has all that it needs until the end, and
-    nothing is left for XLA to decide."""
+def rows_alone(mesh: Mesh) -> bool:
+    """Whether rows alone are split, besides members: every device then has all parameters of its members."""
     return mesh.shape["fsdp"] == mesh.shape["tensor"] == 1
 
 
 def placing(mesh: Mesh, axes: tuple[str, ...]) -> Callable[[jax.Array], jax.Array]:
     """Says, inside what is `summed`, that an array whose dimensions have these logical names lies split over the
     mesh."""
-    if by_hand(mesh):
+    if rows_alone(mesh):
         return anywhere
     return lambda x: jax.lax.with_sharding_constraint(x, named(mesh, axes))
 
 
 def summed(mesh: Mesh, function: Callable[[Any, Any], Any], count: int) -> Callable[[Any, Any], Any]:
     """Like `function(whole, rows)`, which returns sums over its rows (arrays [B ...]), of less at once: in `count`
-    pieces, one after another, and on a mesh that is split by hand by every device for rows of its own. Devices then
+    pieces, one after another, and on a mesh that splits rows alone by every device for rows of its own. Devices then
     sum what they found once, in the end; XLA would in every piece, and wherever `whole` is broadcast over rows."""
 
     def here(whole: Any, rows: Any) -> Any:
@@ -84,7 +83,7 @@ def summed(mesh: Mesh, function: Callable[[Any, Any], Any], count: int) -> Calla
         add = lambda total, piece: (jax.tree.map(jnp.add, total, function(whole, piece)), None)  # noqa: E731
         return jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), found), pieces)[0]
 
-    if not by_hand(mesh):
+    if not rows_alone(mesh):
         return here
     everywhere = lambda whole, rows: jax.lax.psum(here(whole, rows), "data")  # noqa: E731
     return jax.shard_map(everywhere, mesh=mesh, in_specs=(P(), P("data")), out_specs=P(), check_vma=False)
