@@ -96,8 +96,7 @@ class Decoder:
 
         @partial(jax.jit, donate_argnums=1)
         def read(weights: Any, cache: Any, text: jax.Array, start: jax.Array) -> Any:
-            where = contiguous(text.shape[1])
-            logits, cache = nnx.merge(graph, weights)(text, where._replace(index=where.index + start), cache)
+            logits, cache = nnx.merge(graph, weights)(text, contiguous(text.shape[1], start), cache)
             return jnp.argmax(logits[:, -1:], -1), cache
 
         self.read = read

@@ -48,8 +48,7 @@ def generate(
 
     @partial(jax.jit, donate_argnums=1)
     def read(state: nnx.State, cache: Cache, tokens: jax.Array, start: jax.Array, key: jax.Array) -> tuple:
-        at = contiguous(tokens.shape[1])
-        logits, cache = nnx.merge(graph, state)(tokens, at._replace(index=at.index + start), cache)
+        logits, cache = nnx.merge(graph, state)(tokens, contiguous(tokens.shape[1], start), cache)
         return pick(logits[0, -1], key, temperature, top_p), cache
 
     key, at = jax.random.key(seed), 0

@@ -1,22 +1,42 @@
 """Where tokens are, and which of them may see which."""
 
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 
-class Positions(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Positions:
     """Explicit positions of the tokens of each row. A leading dimension of 1 means "the same in every row"."""
 
     index: Int[Array, "B T"]  # tokens since the start of its own document
     segment: Int[Array, "B T"]  # which document of the row; 0 is padding
+    # The first index where every row is one piece of text: what follows from that is then known before anything runs.
+    start: int | None = field(default=None, metadata={"static": True})
+
+    @property
+    def length(self) -> int:
+        return self.index.shape[1]
+
+    def __getitem__(self, tokens: slice) -> "Positions":
+        """Of some tokens of every row."""
+        start = None if self.start is None else self.start + tokens.indices(self.length)[0]
+        return Positions(self.index[:, tokens], self.segment[:, tokens], start)
 
 
-def contiguous(length: int, start: int = 0) -> Positions:
+def contiguous(length: int, start: int | Int[Array, ""] = 0) -> Positions:
     """Positions [1 T] of a row that is one piece of text: start, start + 1, ..."""
-    index = jnp.arange(start, start + length, dtype=jnp.int32)[None]
-    return Positions(index, jnp.ones_like(index))
+    index = start + jnp.arange(length, dtype=jnp.int32)[None]
+    return Positions(index, jnp.ones_like(index), start if isinstance(start, int) else None)
+
+
+def aligned(q: Positions, k: Positions) -> bool:
+    """Whether queries and keys are known to be the same tokens of one piece of text: the order of the arrays is then
+    that of the text, and no mask is needed."""
+    return q.start is not None and (q.start, q.length) == (k.start, k.length)
 
 
 def packed(segment: Int[Array, "B T"]) -> Positions:

@@ -280,7 +280,7 @@ def memory(
     def worked(rows: float) -> float:
         # The two of a layer do not live at once.
         tokens = rows * length * (max(between, inside) + 4 * 3 * vocabulary)
-        return tokens + 4 * 2 * length**2 * encoding.floats(shape, rows, platform)  # forward and backward
+        return tokens + 4 * 2 * length**2 * encoding.floats(shape, rows)  # forward and backward
 
     rows = batch / (mesh["data"] * mesh["fsdp"])
     piece = rows / count

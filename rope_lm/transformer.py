@@ -29,8 +29,8 @@ class Cache(NamedTuple):
         """Without the oldest `count` tokens: their slots are free again, the others keep their positions."""
         older = lambda x, axis: jnp.roll(x, -count, axis)  # noqa: E731
         left = jnp.arange(self.k.shape[2]) < self.used - count
-        index, segment = (older(each, 1) * left for each in self.positions)
-        return Cache(older(self.k, 2), older(self.v, 2), Positions(index, segment), self.used - count)
+        positions = jax.tree.map(lambda each: older(each, 1) * left, self.positions)
+        return Cache(older(self.k, 2), older(self.v, 2), positions, self.used - count)
 
 
 def _keeping(names: tuple[str, ...]) -> Callable[[Callable], Callable]:
@@ -139,7 +139,6 @@ class Transformer(nnx.Module):
         """The stream after the last layer, where the keys stood, and what `attend` (as the method) kept of each
         layer."""
         batch, length = tokens.shape
-        plain = positions is None
         positions = contiguous(length) if positions is None else positions
         x = self.embedding[...].astype(self.dtype)[tokens]
         x = self.position.embed(x, positions).reshape(batch * length, self.width)
@@ -150,7 +149,7 @@ class Transformer(nnx.Module):
 
         def body(x, layer):
             number, block, stored, drawn = layer
-            rest = positions, seen, bias, plain, number, drawn, stored
+            rest = positions, seen, bias, number, drawn, stored
             # Said of both ends of a layer: XLA would rather split the width, and keep all rows on every device.
             x, kept = nnx.merge(graph, block)(self.placed(x), batch, lambda q, k, v: attend(q, k, v, *rest))
             return self.placed(x), kept
@@ -171,7 +170,6 @@ class Transformer(nnx.Module):
         positions: Positions,
         seen: Positions,
         bias: Float[Array, "#B N T S"] | None,
-        plain: bool,
         layer: Int[Array, ""],
         drawn: Float[Array, "F H"] | None,
         stored: tuple[Float[Array, "B S N H"], Float[Array, "B S N H"], Int[Array, ""]] | None,
@@ -182,14 +180,14 @@ class Transformer(nnx.Module):
             past_k, past_v, used = stored
             k = jax.lax.dynamic_update_slice_in_dim(past_k, k.astype(past_k.dtype), used, axis=1)
             v = jax.lax.dynamic_update_slice_in_dim(past_v, v.astype(past_v.dtype), used, axis=1)
-        score = self.position.score(q, k, positions, seen, layer)
-        if score is not None:
-            bias = score if bias is None else bias + score
+        slices = None if bias is None else lambda queries, keys: bias[:, :, queries, keys]
+        parts = [each for each in (slices, self.position.score(q, k, positions, seen, layer)) if each is not None]
+        added = (lambda queries, keys: sum(each(queries, keys) for each in parts)) if parts else None
         turned_q, turned_k = self.position.rotate(q, k, positions, seen, layer)
         turn = None
         if self.position.turns_features():
             turn = lambda q, k: self.position.turn_features(q, k, positions, seen, layer)  # noqa: E731
-        attended = self.attention(turned_q, turned_k, v, positions, seen, bias, turn, self.causal, plain, drawn)
+        attended = self.attention(turned_q, turned_k, v, positions, seen, added, turn, self.causal, drawn)
         return attended, None if stored is None else (k, v)
 
     def cache(self, batch: int, size: int) -> Cache:
@@ -202,12 +200,13 @@ class Transformer(nnx.Module):
 
 def _append(cache: Cache, positions: Positions, batch: int) -> Positions:
     """The cache's positions with those of the new tokens in the next slots."""
-    return Positions(
-        *(
-            jax.lax.dynamic_update_slice_in_dim(old, jnp.broadcast_to(new, (batch, new.shape[1])), cache.used, axis=1)
-            for old, new in zip(cache.positions, positions, strict=True)
-        )
-    )
+
+    def append(old: Array, new: Array) -> Array:
+        new = jnp.broadcast_to(new, (batch, new.shape[1]))
+        return jax.lax.dynamic_update_slice_in_dim(old, new, cache.used, axis=1)
+
+    old = cache.positions
+    return Positions(append(old.index, positions.index), append(old.segment, positions.segment))
 
 
 def check(width: int, heads: int, layers: int, hidden: int, embedding_scale: float, dtype: str, remat: str) -> None:

@@ -114,8 +114,7 @@ def _added(made: Any, distances: np.ndarray) -> np.ndarray:
     from rope_lm.positions import contiguous
 
     where = contiguous(int(distances.max()) + 1)
-    last = where._replace(index=where.index[:, -1:], segment=where.segment[:, -1:])
-    bias = np.asarray(made.bias(last, where))[0, :, 0, ::-1][:, distances]
+    bias = np.asarray(made.bias(where[-1:], where))[0, :, 0, ::-1][:, distances]
     return bias - bias[:, :1]
 
 

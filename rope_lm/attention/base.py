@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float
 
-from rope_lm.positional import PositionalEncoding
+from rope_lm.positional import Added, PositionalEncoding
 from rope_lm.positions import Positions
 
 # What an encoding does to the features of queries and keys, where the attention has features.
@@ -50,15 +50,13 @@ class Attention:
         v: Float[Array, "B S N E"],
         q_positions: Positions,
         k_positions: Positions,
-        bias: Float[Array, "#B N T S"] | None,
+        bias: Added | None,
         turn: Turn | None,
         causal: bool,
-        plain: bool,
         drawn: Float[Array, "F H"] | None,
     ) -> Float[Array, "B T N E"]:
         """What each query gathers from the values of the keys that it sees (`rope_lm.positions.visible`).
 
-        `plain` says statically that every row is one piece of text and T = S: the order of the array is then that of
-        the text, and no mask is needed. `turn` is None where the encoding does not act on features.
+        `bias` and `turn` are None where the encoding does not act on logits, or on features.
         """
         raise NotImplementedError

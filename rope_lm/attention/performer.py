@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from rope_lm.attention.base import Attention, Turn
-from rope_lm.positional import PositionalEncoding
-from rope_lm.positions import Positions, visible
+from rope_lm.positional import Added, PositionalEncoding
+from rope_lm.positions import Positions, aligned, visible
 from rope_lm.refusal import Refusal
 
 LEAST = 1e-37  # of a denominator: a query that no key answers to gathers nothing
@@ -109,10 +109,9 @@ class Performer(Attention):
         v: Float[Array, "B S N E"],
         q_positions: Positions,
         k_positions: Positions,
-        bias: Float[Array, "#B N T S"] | None,
+        bias: Added | None,
         turn: Turn | None,
         causal: bool,
-        plain: bool,
         drawn: Float[Array, "F H"] | None,
     ) -> Float[Array, "B T N E"]:
         # [B N T H] from here on: every product below is then a plain batched one.
@@ -121,7 +120,7 @@ class Performer(Attention):
         # query would then move its rounding; and there is no need, a key's features are at most exp(|w|^2 / 2).
         phi_q = jnp.exp(log_q - jax.lax.stop_gradient(log_q.max(-1, keepdims=True)))
         phi_k = jnp.exp(log_k)
-        mask = None if plain else visible(q_positions, k_positions, causal)
+        mask = None if aligned(q_positions, k_positions) else visible(q_positions, k_positions, causal)
 
         def sums(q: Array, k: Array, v: Array) -> Array:
             if mask is not None:

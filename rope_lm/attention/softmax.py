@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from rope_lm.attention.base import Attention, Turn
-from rope_lm.positional import PositionalEncoding
-from rope_lm.positions import Positions, visible
+from rope_lm.positional import Added, PositionalEncoding
+from rope_lm.positions import Positions, aligned, visible
 from rope_lm.refusal import Refusal, unknown
 
 HIDDEN = -1e30  # a logit that no softmax sees; finite, so that a row without any visible key stays finite
@@ -21,7 +21,7 @@ def dense(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B S N H"],
     v: Float[Array, "B S N E"],
-    bias: Float[Array, "#B N T S"] | None,
+    bias: Added | None,
     mask: Bool[Array, "#B 1 T S"] | None,
     causal: bool,
 ) -> Float[Array, "B T N E"]:
@@ -29,14 +29,15 @@ def dense(
 
     `causal` may be set instead of a mask where the rows are contiguous and T = S.
     """
-    return jax.nn.dot_product_attention(q, k, v, bias=bias, mask=mask, is_causal=causal, implementation="xla")
+    added = None if bias is None else bias(slice(None), slice(None))
+    return jax.nn.dot_product_attention(q, k, v, bias=added, mask=mask, is_causal=causal, implementation="xla")
 
 
 def flash(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B S N H"],
     v: Float[Array, "B S N E"],
-    bias: Float[Array, "#B N T S"] | None,
+    bias: Added | None,
     mask: Bool[Array, "#B 1 T S"] | None,
     causal: bool,
 ) -> Float[Array, "B T N E"]:
@@ -70,7 +71,7 @@ def blocked(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B S N H"],
     v: Float[Array, "B S N E"],
-    bias: Float[Array, "#B N T S"] | None,
+    bias: Added | None,
     mask: Bool[Array, "#B 1 T S"] | None,
     causal: bool,
 ) -> Float[Array, "B T N E"]:
@@ -95,7 +96,7 @@ def blocked(
         stop, seen = start + block.shape[2], seen_k.shape[2]
         logits = jnp.einsum("bnth,bnsh->bnts", block, seen_k, preferred_element_type=jnp.float32)
         if bias is not None:
-            part = bias[:, :, start:stop, :seen]
+            part = bias(slice(start, stop), slice(0, seen))
             logits = add_bias(logits, part) if part.shape[0] == 1 else logits + part
         if causal:
             ahead = jnp.arange(seen)[None, :] > jnp.arange(start, stop)[:, None]
@@ -176,11 +177,11 @@ class Softmax(Attention):
         v: Float[Array, "B S N E"],
         q_positions: Positions,
         k_positions: Positions,
-        bias: Float[Array, "#B N T S"] | None,
+        bias: Added | None,
         turn: Turn | None,
         causal: bool,
-        plain: bool,
         drawn: Float[Array, "F H"] | None,
     ) -> Float[Array, "B T N E"]:
+        plain = aligned(q_positions, k_positions)
         mask = None if plain else visible(q_positions, k_positions, causal)
         return KERNELS[self.kernel](q, k, v, bias, mask, causal=plain and causal)

@@ -1,5 +1,6 @@
 """The interface of every positional encoding. The base class is the identity: no position at all."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -12,6 +13,10 @@ from rope_lm.refusal import Refusal
 
 # A product of an encoding's own: in float32 where an accelerator's default has fewer bits.
 einsum = partial(jnp.einsum, precision="highest")
+
+# What position adds to the logits of some of the queries, and of some of the keys, all that those see among them;
+# float32. A kernel asks for as much at a time as it works on.
+Added = Callable[[slice, slice], Float[Array, "#B N T S"]]
 
 
 class Shape(NamedTuple):
@@ -65,8 +70,8 @@ class PositionalEncoding(nnx.Module):
         q_positions: Positions,
         k_positions: Positions,
         layer: Int[Array, ""],
-    ) -> Float[Array, "B N T S"] | None:
-        """What position and content together add to the attention logits, once per layer; float32.
+    ) -> Added | None:
+        """What position and content together add to the attention logits, once per layer.
 
         `q` and `k` are as they were before `rotate`.
         """
@@ -94,12 +99,12 @@ class PositionalEncoding(nnx.Module):
         plain = PositionalEncoding
         return cls.bias is not plain.bias or cls.score is not plain.score
 
-    def flops(self, shape: Shape, length: int) -> int:
+    def flops(self, shape: Shape, length: int) -> float:
         """Multiplications of its own matrix products that one token of a row costs in one layer, forward, beside what
         it computes once for all rows (`bias`)."""
         return 0
 
-    def floats(self, shape: Shape, rows: float, platform: str) -> float:
+    def floats(self, shape: Shape, rows: float) -> float:
         """Numbers that it works on at once, forward, for each pair of a query and a key of so many rows."""
         return shape.heads if self.biased() else 0
 

@@ -24,7 +24,7 @@ def frequencies(size: int, base: float) -> np.ndarray:
     return float(base) ** (-np.arange(0, size, 2) / size)
 
 
-def angles(index: Int[Array, "B T"], frequency: np.ndarray) -> Float[Array, "B T F"]:
+def angles(index: Int[Array, "*B"], frequency: np.ndarray) -> Float[Array, "*B F"]:
     """Radians, in float32, up to whole turns; exact to 3e-4 radians at index 1,000,000, where the product in float32 is
     off by 0.06: whole strides are taken modulo a turn in float64."""
     stride = np.remainder(STRIDE * frequency, 2 * np.pi).astype(np.float32)

@@ -10,7 +10,7 @@ import pytest
 from rope_lm import attention, training
 from rope_lm.attention.performer import Performer, causal_sums, features, projection
 from rope_lm.positional.rotary import frequencies
-from rope_lm.positions import contiguous
+from rope_lm.positions import contiguous, packed
 from rope_lm.refusal import Refusal
 from tests.attention.test_softmax import reference
 from tests.models import LENGTH, VOCABULARY, model, position, tokens
@@ -27,8 +27,8 @@ def inputs(length: int, heads: int = 3, size: int = 8):
 def attend(count: int, q, k, v, causal: bool, plain: bool, block: int = 16, seed: int = 0, turn=None):
     made = Performer(features=count, redraw=1, block=block)
     drawn = made.draw(jax.random.key(seed), 1, q.shape[-1])[0]
-    where = contiguous(q.shape[1])
-    return made(q, k, v, where, where, None, turn, causal, plain, drawn)
+    where = contiguous(q.shape[1]) if plain else packed(jnp.ones(q.shape[:2], jnp.int32))
+    return made(q, k, v, where, where, None, turn, causal, drawn)
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -98,7 +98,7 @@ def test_rotary_features_are_eq_19_of_roformer():
     q, k, v, _ = inputs(12, heads=4)
     where, drawn = contiguous(12), made.drawn[...][0]
     turn = lambda q, k: made.position.turn_features(q, k, where, where, jnp.int32(0))  # noqa: E731
-    found = made.attention(q, k, v, where, where, None, turn, True, True, drawn)
+    found = made.attention(q, k, v, where, where, None, turn, True, drawn)
 
     phi_q, phi_k = (np.exp(features(x.swapaxes(1, 2), drawn)) for x in (q, k))
     angle = np.arange(12)[:, None] * frequencies(16, 10_000.0)
@@ -123,7 +123,7 @@ def test_cached_packed_and_padded_rows_with_features(name):
         pieces.append(logits)
         at += size
     np.testing.assert_allclose(jnp.concatenate(pieces, 1), full, atol=5e-5)
-    np.testing.assert_allclose(made(text, contiguous(LENGTH))[0], full, atol=5e-5)
+    np.testing.assert_allclose(made(text, packed(jnp.ones_like(text)))[0], full, atol=5e-5)
     changed = text.at[:, 20].add(1) % VOCABULARY
     np.testing.assert_allclose(made(changed)[0][:, :20], full[:, :20], atol=5e-5)
 

@@ -42,7 +42,8 @@ def probabilities(
     at, layer = contiguous(q.shape[1]), jnp.int32(0)
     turned_q, turned_k = made.rotate(q, k, at, at, layer)
     logits = jnp.einsum("btnh,bsnh->bnts", turned_q, turned_k, preferred_element_type=jnp.float32) / math.sqrt(SIZE)
-    for added in (made.bias(at, at), made.score(q, k, at, at, layer)):
+    bias, score = made.bias(at, at), made.score(q, k, at, at, layer)
+    for added in (bias, score and score(slice(None), slice(None))):
         logits = logits if added is None else logits + added
     return jax.nn.softmax(jnp.where(visible(at, at, causal), logits, -jnp.inf))[0]
 

@@ -90,7 +90,8 @@ def test_decoding_goes_on_after_the_oldest_half_of_the_cache_was_dropped(name):
     """Slots are given up and the rest moves to the front: what is left keeps its positions."""
     made, text = strong(name), tokens(2)
     _, cache = made(text[:, :20], contiguous(20), made.cache(2, LENGTH))
-    hidden = cache._replace(positions=cache.positions._replace(segment=cache.positions.segment.at[:, :10].set(0)))
+    at = cache.positions
+    hidden = cache._replace(positions=Positions(at.index, at.segment.at[:, :10].set(0)))
     kept, _ = made(text[:, 20:], contiguous(LENGTH - 20, 20), hidden)
     moved, _ = made(text[:, 20:], contiguous(LENGTH - 20, 20), cache.forget(10))
     np.testing.assert_allclose(moved, kept, atol=2e-5)
@@ -145,7 +146,8 @@ def test_what_an_encoding_adds_is_float32_under_bfloat16(name):
     made = strong(name, position=position(name, 1024), dtype="bfloat16").position
     at, layer = contiguous(24, 1000), jnp.int32(0)
     x = jax.random.normal(jax.random.key(0), (2, 24, 4, 8)).astype(jnp.bfloat16)
-    for added in (made.bias(at, at), made.score(x, x, at, at, layer)):
+    bias, score = made.bias(at, at), made.score(x, x, at, at, layer)
+    for added in (bias, score and score(slice(0, 5), slice(0, 5))):
         assert added is None or added.dtype == jnp.float32
     wide = x.astype(jnp.float32)
     narrow, exact = (made.rotate(each, each, at, at, layer) for each in (x, wide))
@@ -154,9 +156,26 @@ def test_what_an_encoding_adds_is_float32_under_bfloat16(name):
 
 
 @every_encoding
-def test_a_static_causal_flag_equals_the_mask(name):
-    made, text = strong(name), tokens(2)
-    np.testing.assert_allclose(made(text)[0], made(text, contiguous(LENGTH))[0], atol=2e-5)
+@pytest.mark.parametrize("length", [LENGTH, 1, 80])
+def test_what_is_known_of_whole_rows_changes_nothing(name, length):
+    """Their mask, their distances, and what blocks of queries see (80 tokens are two blocks, one of them short)."""
+    made, text = strong(name, position=position(name, 80)), tokens(2, length)
+    np.testing.assert_allclose(made(text)[0], made(text, packed(jnp.ones_like(text)))[0], atol=2e-5)
+
+
+@pytest.mark.parametrize("name", [name for name, each in positional.ENCODINGS.items() if each.biased()])
+def test_what_is_known_of_distances_changes_no_gradient(name):
+    """In two blocks of queries, one of them short."""
+    made, text = strong(name, layers=1, position=position(name, 80)), tokens(2, 80)
+    graph, params, rest = nnx.split(made, nnx.Param, ...)
+
+    @jax.jit
+    def slopes(params: nnx.State, where: Positions) -> nnx.State:
+        return jax.grad(lambda params: jnp.square(nnx.merge(graph, params, rest)(text, where)[0]).mean())(params)
+
+    known, unknown = slopes(params, contiguous(80)), slopes(params, packed(jnp.ones_like(text)))
+    for ours, theirs in zip(jax.tree.leaves(known), jax.tree.leaves(unknown), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5 * max(1, jnp.abs(theirs).max()))
 
 
 @every_encoding
@@ -352,7 +371,7 @@ def test_a_bidirectional_model_sees_what_is_ahead_and_its_document_alone(name):
     together, _ = made(text, packed(jnp.array([[1] * 10 + [2] * 15 + [0] * 7])))
     apart = jnp.concatenate([made(text[:, :10])[0], made(text[:, 10:25])[0]], 1)
     np.testing.assert_allclose(together[:, :25], apart, atol=2e-5)
-    np.testing.assert_allclose(made(text)[0], made(text, contiguous(LENGTH))[0], atol=2e-5)
+    np.testing.assert_allclose(made(text)[0], made(text, packed(jnp.ones_like(text)))[0], atol=2e-5)
 
 
 @pytest.mark.parametrize("name", [name for name in BOTH_WAYS if CLAIMS[name]["shift_invariant"]])
