@@ -1,14 +1,16 @@
-"""A sweep: arms, each trained in a process of its own, one after another."""
+"""A sweep: arms, each trained in a process of its own, one after another or side by side."""
 
 import datetime
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from rich.table import Table
 
 from rope_lm import journal
 from rope_lm.refusal import Refusal, unknown
+from rope_lm.shares import Share
 
 Config = dict[str, Any]
 STOPPED, MISTAKE = 75, 2  # exit statuses of a run that was asked to stop, and of one that was refused
@@ -92,9 +95,15 @@ def show_plan(arms: Mapping[str, Config]) -> None:
         raise Refusal(f"{', '.join(lacks)}: {next(iter(lacks.values()))}")
 
 
-def sweep(arms: Mapping[str, Config], claims: Mapping[str, Any], workdir: str | Path, flags: Sequence[str] = ()) -> int:
-    """Trains every arm in workdir/ARM, with these flags of scripts.train, and lists how each ended. Returns an exit
-    status.
+def sweep(
+    arms: Mapping[str, Config],
+    claims: Mapping[str, Any],
+    workdir: str | Path,
+    flags: Sequence[str] = (),
+    shares: Sequence[Share] = (Share(),),
+) -> int:
+    """Trains every arm in workdir/ARM, with these flags of scripts.train, as many at once as the machine has `shares`,
+    and lists how each ended. Returns an exit status.
 
     Before, it says how long that takes, from a measured step of each setting. sweep.json keeps what was measured, and
     when each claim was first seen: one that is added, or changed, after its runs began can be told apart.
@@ -107,25 +116,33 @@ def sweep(arms: Mapping[str, Config], claims: Mapping[str, Any], workdir: str | 
             path.write_text(json.dumps(config, indent=2) + "\n")
         before = _about_sweep(root)
         journal.write_json(root / "sweep.json", before | {"claims": _dated(claims, before["claims"]), "argv": sys.argv})
-        measured = before["seconds_per_step"] | _measure(arms, root, before["seconds_per_step"])
+        measured = before["seconds_per_step"] | _measure(arms, root, before["seconds_per_step"], shares)
         # Read again: another sweep may have begun with other arms of the same folder.
         now = _about_sweep(root)
         journal.write_json(root / "sweep.json", now | {"seconds_per_step": now["seconds_per_step"] | measured})
     except OSError as error:
         raise Refusal(f"workdir {str(root)!r} cannot be written ({error.strerror}): choose another") from error
-    left = _show_time(arms, root, measured, console)
-    codes = dict.fromkeys(arms, STOPPED)
-    for number, name in enumerate(arms):
-        about = f", {_about(sum(list(left.values())[number:]))} left" if number else ""
-        console.print(f"[bold]\\[{number + 1}/{len(arms)}] {name}[/bold]{about}", highlight=False)
-        _wait(root / name, console)
-        for _ in range(ATTEMPTS):
-            codes[name] = _train(root, name, flags)
-            if codes[name] != -signal.SIGKILL:
-                break
-            console.print(f"{name}: killed", highlight=False)
-        if codes[name] == STOPPED:
-            break
+    left = _show_time(arms, root, measured, console, len(shares))
+    codes, waiting = dict.fromkeys(arms, STOPPED), iter(enumerate(arms, 1))
+
+    def work(share: Share) -> None:
+        share.take()
+        while not children.stopped and (following := next(waiting, None)):
+            number, name = following
+            about = f", {_about(sum(list(left.values())[number - 1 :]) / len(shares))} left" if number > 1 else ""
+            console.print(f"[bold]\\[{number}/{len(arms)}] {name}[/bold]{about}", highlight=False)
+            _wait(root / name, console, children)
+            prefix = f"[{number}/{len(arms)}] " if len(shares) > 1 else ""
+            for _ in range(ATTEMPTS):
+                codes[name] = _train(root, name, flags, children, share, prefix)
+                if codes[name] != -signal.SIGKILL or children.stopped:
+                    break
+                console.print(f"{name}: killed", highlight=False)
+            if codes[name] == STOPPED:
+                children.stopped = True
+
+    with _Children().answering() as children, ThreadPoolExecutor(len(shares)) as pool:
+        list(pool.map(work, shares))
     return _list(root, codes, console)
 
 
@@ -143,15 +160,20 @@ def _dated(claims: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, An
     return dated
 
 
-def _measure(arms: Mapping[str, Config], root: Path, known: Mapping[str, Any]) -> dict[str, Any]:
-    """Seconds per step of one arm of each setting that has steps left, in a process of its own: this one must not hold
-    the device. What is known of the same setting is not measured again; 0 where it could not be."""
+def _measure(
+    arms: Mapping[str, Config], root: Path, known: Mapping[str, Any], shares: Sequence[Share]
+) -> dict[str, Any]:
+    """Seconds per step of one arm of each setting that has steps left, on a share of the machine, in a process of its
+    own: this one must not hold the device. What is known of the same setting is not measured again; 0 where it could
+    not be."""
     measured = {}
     for where, name in {setting(name): name for name in reversed(arms) if _left(root, name, arms[name])}.items():
-        of = _digest(arms[name])
+        of = _digest(arms[name], len(shares))
         if where in known and known[where]["of"] == of and known[where]["seconds"]:
             continue
-        code, said = _call(["--time", f"--config=configs/resolved.py:{root / 'plan' / name}.json"], subprocess.PIPE)
+        with _Children().answering() as children, ThreadPoolExecutor(1, initializer=shares[0].take) as pool:
+            words = ["--time", f"--config=configs/resolved.py:{root / 'plan' / name}.json"]
+            code, said = pool.submit(_call, words, children, shares[0], subprocess.PIPE, subprocess.DEVNULL).result()
         if code in (STOPPED, *(-each for each in SIGNALS)):
             raise KeyboardInterrupt
         # An arm that cannot begin says why when its turn comes.
@@ -159,11 +181,11 @@ def _measure(arms: Mapping[str, Config], root: Path, known: Mapping[str, Any]) -
     return measured
 
 
-def _digest(config: Config) -> str:
-    """Of all that decides how long a step takes, but the encoding."""
+def _digest(config: Config, shares: int) -> str:
+    """Of all that decides how long a step takes on one of so many shares of the machine, but the encoding."""
     model = {key: value for key, value in config["model"].items() if key != "position"}
     rates = len(config["optimizer"]["rate"])
-    decides = [config["data"], model, config["mesh"], config["optimizer"]["accumulate"], config["seeds"], rates]
+    decides = [config["data"], model, config["mesh"], config["optimizer"]["accumulate"], config["seeds"], rates, shares]
     return hashlib.sha256(json.dumps([decides, config.get("objective")]).encode()).hexdigest()[:16]
 
 
@@ -174,7 +196,7 @@ def _left(root: Path, name: str, config: Config) -> int:
 
 
 def _show_time(
-    arms: Mapping[str, Config], root: Path, measured: Mapping[str, Any], console: Console
+    arms: Mapping[str, Config], root: Path, measured: Mapping[str, Any], console: Console, at_once: int
 ) -> dict[str, float]:
     """Prints the plan of each setting; returns the seconds of training that each arm has left, 0 where they are not
     known."""
@@ -185,12 +207,12 @@ def _show_time(
         step = measured[where]["seconds"] if where in measured else 0.0  # all its arms are finished
         seconds |= {name: count * step for name, count in steps.items()}
         total = sum(steps.values())
-        known = (f"{step:.3g}", _about(total * step)) if step else ("", "not known" if total else "")
+        known = (f"{step:.3g}", _about(total * step / at_once)) if step else ("", "not known" if total else "")
         table.add_row(where, ", ".join(name.rpartition("/")[2] for name in steps), f"{total:,}", *known)
     console.print(table)
     console.print(
-        f"{len(arms)} arms, {_about(sum(seconds.values()))} of training left, by a step of each setting measured on "
-        "this machine (compiling and evaluating come on top)",
+        f"{len(arms)} arms, {_about(sum(seconds.values()) / at_once)} of training left, by a step of each setting "
+        f"measured on this machine{f', {at_once} arms at once' * (at_once > 1)} (compiling and evaluating come on top)",
         highlight=False,
     )
     return seconds
@@ -203,43 +225,72 @@ def _about(seconds: float) -> str:
     return f"about {seconds:.0f} s"
 
 
-def _wait(workdir: Path, console: Console) -> None:
+def _wait(workdir: Path, console: Console, children: "_Children") -> None:
     """Until no process trains in the folder: that of a sweep that was itself killed goes on by itself."""
     by = None
-    while now := journal.holder(workdir):
+    while not children.stopped and (now := journal.holder(workdir)):
         if now != by:
             by = now
             console.print(f"{workdir.name}: waiting for {by}, which trains it already", highlight=False)
         time.sleep(0.5)
 
 
-def _train(root: Path, name: str, flags: Sequence[str]) -> int:
+class _Children:
+    """The processes that train at the moment."""
+
+    def __init__(self) -> None:
+        self.running: set[subprocess.Popen] = set()
+        self.stopped = False  # whether no more should begin
+
+    @contextmanager
+    def answering(self) -> Iterator["_Children"]:
+        """A signal is the runs' to answer: they save and exit, and this process waits for them."""
+
+        def pass_on(number: int, _: object) -> None:
+            self.stopped = True
+            for child in list(self.running):
+                child.send_signal(number)
+
+        old = {each: signal.signal(each, pass_on) for each in SIGNALS}
+        try:
+            yield self
+        finally:
+            for each, handler in old.items():
+                signal.signal(each, handler)
+
+
+def _train(root: Path, name: str, flags: Sequence[str], children: _Children, share: Share, prefix: str) -> int:
     """One arm, in its own process: what kills it, or fills its memory, leaves the sweep alive."""
-    config = root / "plan" / f"{name}.json"
-    code, _ = _call([f"--workdir={root / name}", *flags, f"--config=configs/resolved.py:{config}"], None)
+    words = [f"--workdir={root / name}", *flags, f"--config=configs/resolved.py:{root / 'plan' / name}.json"]
+    code, _ = _call(words, children, share, None, subprocess.PIPE if prefix else None, prefix)
     if code < 0:
         _note_killed(root / name / "status.json", signal.Signals(-code).name)
     return code
 
 
-def _call(flags: Sequence[str], output: int | None) -> tuple[int, str | None]:
-    """The exit status of scripts.train with these flags and, where `output` is a pipe, what it printed."""
-    errors = None if output is None else subprocess.DEVNULL
+def _call(
+    flags: Sequence[str], children: _Children, share: Share, output: int | None, errors: int | None, prefix: str = ""
+) -> tuple[int, str | None]:
+    """The exit status of scripts.train with these flags and, where `output` is a pipe, what it printed; what it says
+    meanwhile, where `errors` is one, is said here line by line after a prefix."""
     child = subprocess.Popen(
         [sys.executable, "-m", "scripts.train", *flags],
         cwd=Path(__file__).parents[1],
+        env=os.environ | dict(share.environment),
         stdout=output,
         stderr=errors,
         text=True,
     )
-    # A signal is the run's to answer: it saves and exits, and this process waits for it.
-    old = {each: signal.signal(each, lambda number, _: child.send_signal(number)) for each in SIGNALS}
+    children.running.add(child)
+    if children.stopped:  # by a signal that came before the child was known
+        child.send_signal(signal.SIGTERM)
     try:
+        for line in child.stderr or ():
+            print(f"{prefix}{line}", end="", file=sys.stderr, flush=True)
         said, _ = child.communicate()
         return child.returncode, said
     finally:
-        for each, handler in old.items():
-            signal.signal(each, handler)
+        children.running.discard(child)
 
 
 def _note_killed(path: Path, name: str) -> None:

@@ -1,8 +1,9 @@
-"""Train every arm of a sweep, one after another, each in a process of its own.
+"""Train every arm of a sweep, each in a process of its own.
 
     python -m scripts.sweep --workdir=runs/ablation --config=configs/ablation.py:quick
 
     --dry                  build every arm, print the plan with parameters and FLOPs, train nothing
+    --at_once=2            train two arms side by side, each on half of the machine's GPUs, or of its cores
     --only=rotary,none     these arms alone; in a sweep of settings also a setting, or SETTING/ARM
     --config.base.X=Y      change the base config, and so every arm: --config.base.steps=500 --config.base.seeds=0,1
 
@@ -22,6 +23,7 @@ from scripts import entry
 CONFIG = config_flags.DEFINE_config_file("config", None, "a sweep's config file, then `:` and its name")
 WORKDIR = flags.DEFINE_string("workdir", None, "the folder of the sweep; each arm gets a folder in it")
 DETERMINISTIC = flags.DEFINE_bool("deterministic", False, "as for scripts.train")
+AT_ONCE = flags.DEFINE_integer("at_once", 1, "arms that are trained side by side, each on a share of the machine")
 DRY = flags.DEFINE_bool("dry", False, "print the plan and train nothing")
 ONLY = flags.DEFINE_list("only", None, "names of arms, with commas between them")
 
@@ -29,13 +31,14 @@ ONLY = flags.DEFINE_list("only", None, "names of arms, with commas between them"
 def main() -> int:
     config = entry.config(CONFIG)
     workdir = entry.required(WORKDIR)
-    from rope_lm import launch
+    from rope_lm import launch, shares
 
     arms = launch.expand(config, ONLY.value)
     if DRY.value:
         launch.show_plan(arms)
         return 0
-    return launch.sweep(arms, config["claims"], workdir, ["--deterministic"] if DETERMINISTIC.value else [])
+    flags = ["--deterministic"] if DETERMINISTIC.value else []
+    return launch.sweep(arms, config["claims"], workdir, flags, shares.equal(AT_ONCE.value))
 
 
 if __name__ == "__main__":
