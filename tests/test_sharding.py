@@ -22,6 +22,7 @@ MIXTURES = [
     (1, 2, 2, 2),
     (2, 1, 1, 4),
 ]
+EIGHT = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 CODE = """
 import sys, json, jax, numpy as np
 sys.path.insert(0, ".")
@@ -74,7 +75,7 @@ def test_eight_devices_compute_what_one_does_with_other_blocks(block):
 
 def compute_what_one_does(name: str, block: str, some: list[tuple[int, ...]], accumulate: int = 1) -> None:
     """Losses of 20 float32 steps within 1e-5, and the parameters of a layer really are split."""
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    env = os.environ | {"XLA_FLAGS": EIGHT, "JAX_PLATFORMS": "cpu"}
     meshes = json.dumps([(1, 1, 1, 1), *some])
     command = [sys.executable, "-c", CODE, name, meshes, block, str(accumulate)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
@@ -119,7 +120,7 @@ print(json.dumps(out))
 def test_a_device_holds_its_share_and_gathers_one_matrix_of_one_layer_at_a_time(members):
     """Fully sharded data parallelism: what a device holds and works on falls with the number of devices; it gathers
     parameters, and neither activations nor more than a matrix of them; and it sums no activations with others."""
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    env = os.environ | {"XLA_FLAGS": EIGHT, "JAX_PLATFORMS": "cpu"}
     meshes = [((1, 1, 1, 1), 1), ((1, 1, 8, 1), 1), ((1, 8, 1, 1), 1), ((1, 8, 1, 1), 2)]
     command = [sys.executable, "-c", COMPILED, json.dumps(meshes), members]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
@@ -182,7 +183,7 @@ for sizes, batch, members, changes in [((1, 8, 1, 1), 12, 1, {}), ((2, 1, 1, 1),
 
 
 def test_a_program_that_the_mesh_cannot_divide_is_not_made():
-    env = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    env = os.environ | {"XLA_FLAGS": EIGHT, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", REFUSED], env=env, capture_output=True, text=True, check=True)
     for line, words in zip(
         done.stdout.splitlines(),
