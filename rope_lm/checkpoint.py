@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 
 from rope_lm.journal import write_json
 from rope_lm.refusal import Refusal
@@ -19,11 +20,18 @@ from rope_lm.refusal import Refusal
 SUMS = "sha256.json"  # of every other file; written last: a checkpoint without it was never finished
 ABOUT = "about.json"  # shapes and dtypes of the tree, and the note
 
-# Of an array that lies whole on several devices one copy is saved. Orbax would cut a piece from each, by a program for
-# every shape, which take longer to compile than the step of a small model (2 s of 9 from command to end).
-ocp.type_handlers.register_type_handler(
-    jax.Array, ocp.type_handlers.ArrayHandler(use_replica_parallel=False), override=True
-)
+
+def _save_one_copy() -> None:
+    """Of an array that lies whole on several devices. Orbax would cut a piece from each, by a program for every shape,
+    which take longer to compile than the step of a small model (2 s of 9 from command to end)."""
+    handler = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # it warns of what is meant: that another handler is replaced
+    ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
+    logging.set_verbosity(before)
+
+
+_save_one_copy()
 
 
 class Saved(NamedTuple):

@@ -156,7 +156,7 @@ def test_what_an_encoding_adds_is_float32_under_bfloat16(name):
 
 
 @every_encoding
-@pytest.mark.parametrize("length", [LENGTH, 1, 80])
+@pytest.mark.parametrize("length", [1, 80])
 def test_what_is_known_of_whole_rows_changes_nothing(name, length):
     """Their mask, their distances, and what blocks of queries see (80 tokens are two blocks, one of them short)."""
     made, text = strong(name, position=position(name, 80)), tokens(2, length)
