@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -12,7 +13,6 @@ from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
-from absl import logging
 
 from rope_lm.journal import write_json
 from rope_lm.refusal import Refusal
@@ -25,10 +25,11 @@ def _save_one_copy() -> None:
     """Of an array that lies whole on several devices. Orbax would cut a piece from each, by a program for every shape,
     which take longer to compile than the step of a small model (2 s of 9 from command to end)."""
     handler = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)  # it warns of what is meant: that another handler is replaced
+    orbax = logging.getLogger("absl")
+    before = orbax.level
+    orbax.setLevel(logging.ERROR)  # it warns of what is meant: that another handler is replaced
     ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
-    logging.set_verbosity(before)
+    orbax.setLevel(before)
 
 
 _save_one_copy()

@@ -21,7 +21,7 @@ FLOORS = [
     ["block"],
     ["transformer"],
     ["training", "journal"],
-    ["checkpoint", "progress"],
+    ["checkpoint", "progress", "shares"],
     ["run"],
     ["launch", "analysis", "benchmark", "verification", "trained", "interop"],
     ["generate", "extrapolation", "probing", "distance"],
