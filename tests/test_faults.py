@@ -564,7 +564,7 @@ def test_17_names_with_newlines_loops_among_files_and_bytes_that_are_no_utf8(tmp
 
 
 def test_18_a_sweep_that_is_killed_goes_on_with_what_is_missing(runs, tmp_path):
-    command = sweep(runs, tmp_path, "none,rotary", steps=5000, every__save=500, every__log=500)
+    command = sweep(runs, tmp_path, "none,rotary", steps=2000, every__save=500, every__log=500)
     first = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
     until(lambda: trainer(tmp_path / "rotary"))
     first.kill()
