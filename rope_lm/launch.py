@@ -132,6 +132,8 @@ def sweep(
             about = f", {_about(sum(list(left.values())[number - 1 :]) / len(shares))} left" if number > 1 else ""
             console.print(f"[bold]\\[{number}/{len(arms)}] {name}[/bold]{about}", highlight=False)
             _wait(root / name, console, children)
+            if children.stopped:
+                break
             prefix = f"[{number}/{len(arms)}] " if len(shares) > 1 else ""
             for _ in range(ATTEMPTS):
                 codes[name] = _train(root, name, flags, children, share, prefix)
@@ -174,7 +176,7 @@ def _measure(
         with _Children().answering() as children, ThreadPoolExecutor(1, initializer=shares[0].take) as pool:
             words = ["--time", f"--config=configs/resolved.py:{root / 'plan' / name}.json"]
             code, said = pool.submit(_call, words, children, shares[0], subprocess.PIPE, subprocess.DEVNULL).result()
-        if code in (STOPPED, *(-each for each in SIGNALS)):
+        if children.stopped or code in (STOPPED, *(-each for each in SIGNALS)):
             raise KeyboardInterrupt
         # An arm that cannot begin says why when its turn comes.
         measured[where] = {"of": of, "arm": name, "seconds": float(said) if code == 0 else 0.0}
