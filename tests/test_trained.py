@@ -229,7 +229,7 @@ def test_every_distance_has_a_bin(causal):
 
 def test_distance_of_a_run_is_written_and_printed(runs):
     done = call("scripts.distance", runs / "relative_bias", "--rows=4")
-    assert done.returncode == 0 and "mean distance, tokens" in done.stdout, done.stderr
+    assert done.returncode == 0 and "mean distance, tokens" in " ".join(done.stdout.split()), done.stderr
     found = json.loads((runs / "relative_bias" / "distance.json").read_text())
     mass, mean = np.array(found["mass"]), np.array(found["mean"])
     assert mass.shape == (2, 1, 2, len(found["edges"]) - 1) and mean.shape == (2, 1, 2) and found["seeds"] == [0, 1]
