@@ -581,6 +581,23 @@ def test_18_a_sweep_that_is_killed_goes_on_with_what_is_missing(runs, tmp_path):
         assert not [each.text for each in verify(tmp_path / arm) if each.wrong]
 
 
+def test_18_a_sweep_that_is_stopped_while_it_waits_leaves_the_other_alone(runs, tmp_path):
+    command = sweep(runs, tmp_path, "rotary", steps=10**6, every__save=10**6)
+    first = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    until(lambda: trainer(tmp_path / "rotary") and (tmp_path / "rotary" / "metrics.jsonl").exists())
+    first.kill()
+    first.wait()
+    pid = trainer(tmp_path / "rotary")
+    second = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    until(lambda: "waiting for process" in second.stderr.readline())
+    second.send_signal(signal.SIGTERM)
+    second.communicate(timeout=60)
+    assert second.returncode == STOPPED
+    assert trainer(tmp_path / "rotary") == pid and read(tmp_path / "rotary", "status")["status"] == "running"
+    os.kill(pid, signal.SIGTERM)
+    until(lambda: trainer(tmp_path / "rotary") is None)
+
+
 # 19. A run on another machine.
 
 
