@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from rope_lm.positional.base import Added, PositionalEncoding, Shape, einsum
+from rope_lm.positional.base import Added, PositionalEncoding, Shape, einsum, for_rows
 from rope_lm.positional.bias import distance, distances, shifted
 from rope_lm.positional.rotary import angles, frequencies
 from rope_lm.positions import Positions, visible
@@ -18,6 +18,37 @@ from rope_lm.refusal import Refusal
 def seen(shape: Shape, length: int) -> float:
     """Keys that a token of a row may see, on average."""
     return (length + 1) / 2 if shape.causal else length
+
+
+def by_distance(
+    q: Float[Array, "B T N H"],
+    vectors: Float[Array, "N H D"],
+    of: range,
+    q_positions: Positions,
+    k_positions: Positions,
+) -> Added:
+    """q_i r_(i-j) in rows that are whole pieces of text, r a vector for each distance in `of`, two or more from the
+    farthest on; beyond its ends all share the one at the end.
+
+    Each query is multiplied with each vector once, and what comes of it shifted to the key at that distance.
+    """
+    q = q.swapaxes(1, 2)
+
+    def some(queries: slice, keys: slice) -> Float[Array, "B N T S"]:
+        apart = distances(q_positions[queries], k_positions[keys])
+        begin = min(max(of[0] - apart[0], 0), len(of) - 2)
+        end = max(begin + 2, min(of[0] - apart[-1] + 1, len(of)))
+        each = for_rows(vectors[..., begin:end], len(q))  # with the queries one plain batched product
+        products = einsum("bnth,bnhd->bntd", q[:, :, queries], each)
+        # The ends are split off and joined: the gradient of jnp.pad would pad, which takes longer than the product.
+        first, middle, last = jnp.split(products, [1, end - begin - 1], axis=-1)
+        before, after = max(apart[0] - of[begin], 0), max(of[end - 1] - apart[-1], 0)
+        many = lambda x, count: jnp.broadcast_to(x, (*x.shape[:-1], count))  # noqa: E731
+        wide = jnp.concatenate([many(first, 1 + before), middle, many(last, 1 + after)], axis=-1)
+        start = max(of[begin] - apart[0], 0)
+        return shifted(wide[..., start : start + len(apart)])
+
+    return some
 
 
 class Shaw(PositionalEncoding):
@@ -46,23 +77,25 @@ class Shaw(PositionalEncoding):
         layer: Int[Array, ""],
     ) -> Added:
         q = q.astype(jnp.float32) / math.sqrt(q.shape[-1])
-        by_distance = einsum("btnh,dh->btnd", q, self.table[...][layer])
+        table = self.table[...][layer]
+        if distances(q_positions, k_positions) is not None:
+            vectors = jnp.broadcast_to(table[::-1].T, (q.shape[2], *table.T.shape))
+            return by_distance(q, vectors, range(self.farthest, -self.ahead - 1, -1), q_positions, k_positions)
+        products = einsum("btnh,dh->btnd", q, table)
 
         def some(queries: slice, keys: slice) -> Float[Array, "B N T S"]:
             away = jnp.clip(distance(q_positions[queries], k_positions[keys]), -self.ahead, self.farthest)
             # A product with one-hot rows: the gradient of a gather is a scatter, 10 times slower on the CPU.
-            chosen = jax.nn.one_hot(self.ahead + away, by_distance.shape[-1], dtype=jnp.float32)
-            if chosen.shape[0] == 1:  # the same positions in every row: one product for all rows and heads
-                return einsum("btnd,tsd->bnts", by_distance[:, queries], chosen[0])
-            return einsum("btnd,btsd->bnts", by_distance[:, queries], chosen)
+            chosen = jax.nn.one_hot(self.ahead + away, products.shape[-1], dtype=jnp.float32)
+            return einsum("btnd,btsd->bnts", products[:, queries], chosen)
 
         return some
 
     def flops(self, shape: Shape, length: int) -> float:
-        return (self.ahead + 1 + self.farthest) * (shape.width + shape.heads * seen(shape, length))
+        return shape.width * (min(self.farthest + 1, length) + min(self.ahead, length - 1))
 
     def floats(self, shape: Shape, rows: float) -> float:
-        return (self.ahead + 1 + self.farthest) / 2  # one-hot, the same in every row; of keys before a query alone
+        return rows * shape.heads
 
 
 class TransformerXL(PositionalEncoding):
@@ -75,7 +108,7 @@ class TransformerXL(PositionalEncoding):
     def __init__(self, base: float, scale: float, *, shape: Shape, rngs: nnx.Rngs):
         if shape.width % 2:
             raise Refusal(f"transformer_xl pairs sines with cosines, model.width={shape.width} is odd: make it even")
-        self.base = base
+        self.base, self.causal = base, shape.causal
         draw = lambda size: jax.random.normal(rngs.position(), size)  # noqa: E731
         heads = (shape.heads, shape.head_size)
         self.u = nnx.Param(scale * draw(heads), axes=("heads", "component"), decays=False)
@@ -108,10 +141,10 @@ class TransformerXL(PositionalEncoding):
         q = (q.astype(jnp.float32) + self.v[...]) / math.sqrt(q.shape[-1])
         apart = distances(q_positions, k_positions)
         if apart is not None:
-            angle = angles(apart, frequency)
-            keys_of = einsum("nhd,rd->nhr", weight, jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1))
-            # Each row its own copy: with queries one plain batched product.
-            return self._by_distance(q.swapaxes(1, 2), jnp.broadcast_to(keys_of, (len(q), *keys_of.shape)))
+            of = apart[: apart.index(0) + 1] if self.causal and 0 in apart[1:] else apart  # no vector for keys ahead
+            angle = angles(jnp.asarray(of), frequency)
+            vectors = einsum("nhd,rd->nhr", weight, jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1))
+            return by_distance(q, vectors, of, q_positions, k_positions)
         # sin(i - j) and cos(i - j) by the addition theorem: for any positions a product over D.
         sine, cosine = jnp.split(einsum("btnh,nhd->btnd", q, weight), 2, axis=-1)
         at_q, at_k = angles(q_positions.index, frequency)[:, :, None], angles(k_positions.index, frequency)
@@ -119,22 +152,6 @@ class TransformerXL(PositionalEncoding):
         turned, waves = jnp.concatenate(turned, -1), jnp.concatenate([jnp.cos(at_k), jnp.sin(at_k)], -1)
         waves = jnp.broadcast_to(waves, (len(q), *waves.shape[1:]))
         return lambda queries, keys: einsum("btnd,bsd->bnts", turned[:, queries], waves[:, keys])
-
-    @staticmethod
-    def _by_distance(q: Float[Array, "B N T H"], keys_of: Float[Array, "B N H R"]) -> Added:
-        """Products of queries with a key for each of the `distances`, shifted: in heads of H components a quarter of
-        the multiplications of the sum over D (a layer takes 25 ms forward and backward instead of 40; one CPU core, 4
-        heads of 32, 4 rows of 256 tokens)."""
-        length = q.shape[2]
-
-        def some(queries: slice, keys: slice) -> Float[Array, "B N T S"]:
-            first, last, _ = queries.indices(length)
-            begin, end, _ = keys.indices(keys_of.shape[3] - length)
-            farthest = length - last + begin
-            each = keys_of[..., farthest : farthest + last - first + end - begin]
-            return shifted(einsum("bnth,bnhr->bntr", q[:, :, first:last], each))
-
-        return some
 
     def flops(self, shape: Shape, length: int) -> float:
         return shape.width * seen(shape, length)
