@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from rope_lm import attention, data, positional, sharding, training, transformer
+from rope_lm import attention, data, execution, positional, sharding, training, transformer
 from rope_lm.checkpoint import Checkpoints
 from rope_lm.data import Data, batches
 from rope_lm.journal import Journal
@@ -71,19 +71,19 @@ class Plan:
 
     def memory(self, mesh: Mapping[str, int]) -> int:
         """Bytes that training needs on each device of a mesh of these sizes, estimated."""
-        members = len(self.members) // mesh["member"]
+        layers, remat = self.model["layers"], self.model["remat"]
+        batch, length, accumulate = self.data.batch, self.data.length, self.config["optimizer"]["accumulate"]
+        platform = self.mesh.devices.flat[0].platform
         return training.memory(
             self.model,
             self.parameters,
             causal=self.program.objective.causal,
             vocabulary=self.program.objective.vocabulary,
-            length=self.data.length,
-            batch=self.data.batch,
-            accumulate=self.config["optimizer"]["accumulate"],
-            members=members,
-            together=1 if training.take_turns(self.mesh) else members,
-            platform=training.platform(self.mesh),
+            length=length,
+            batch=batch,
+            members=len(self.members) // mesh["member"],
             mesh=mesh,
+            execution=execution.choose(platform, mesh, layers, remat, batch, accumulate, length),
         )
 
 
@@ -201,6 +201,7 @@ def manifest(plan: Plan, provenance: Mapping[str, Any], deterministic: bool) -> 
         "parameters_position": plan.parameters_position,
         "flops_per_token": plan.flops_per_token,
         "kernel": plan.kernel,
+        "execution": plan.program.execution._asdict(),
         "precision": plan.config["model"]["dtype"],
         "deterministic": compiler_options(devices[0].platform, deterministic),
     }
@@ -430,7 +431,8 @@ class Stepper:
         self.step = plan.program.step.lower(self.state, self.rows).compile()
         self.compile = time.perf_counter() - began  # seconds
         memory = self.step.memory_analysis()
-        self.peak_bytes = memory.temp_size_in_bytes + memory.argument_size_in_bytes  # of each device
+        fresh = memory.output_size_in_bytes - memory.alias_size_in_bytes
+        self.peak_bytes = memory.temp_size_in_bytes + memory.argument_size_in_bytes + fresh  # of each device
 
     def __call__(self) -> training.Metrics:
         self.state, metrics = self.step(self.state, self.rows)

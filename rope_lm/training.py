@@ -14,8 +14,9 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key, UInt
 
-from rope_lm import attention, objective, optimizer, positional, sharding
+from rope_lm import attention, execution, objective, optimizer, positional, sharding
 from rope_lm.block import Style
+from rope_lm.execution import Execution
 from rope_lm.objective import Objective
 from rope_lm.refusal import Refusal
 from rope_lm.settings import bind
@@ -53,6 +54,7 @@ class Program(NamedTuple):
     objective: Objective
     abstract: State  # shapes, dtypes and shardings
     rows: jax.sharding.Sharding  # of the rows of a step
+    execution: Execution
 
 
 def make(
@@ -80,9 +82,7 @@ def make(
     def build(seed: UInt[Array, ""]) -> Transformer:
         # A stream of its own for the encoding: the shared parameters then start bit-identical in every arm.
         rngs = nnx.Rngs(params=_stream(seed, "params"), position=_stream(seed, "position"), features=0)
-        made = Transformer(**bind(Transformer, model, "model", {**given, "rngs": rngs}))
-        made.written_out = write_out(platform(mesh), model["layers"], model["remat"])
-        return made
+        return Transformer(**bind(Transformer, model, "model", {**given, "rngs": rngs}))
 
     shell = nnx.eval_shape(build, jnp.uint32(0))
     shell.position.check(length)
@@ -91,7 +91,9 @@ def make(
     decays = _metadata(shapes, lambda path, variable: variable.decays)
     adam = optimizer.make(**bind(optimizer.make, optimization, "optimizer", {"steps": steps, "decays": decays}))
     sharding.check(mesh.shape, members, _share(batch, adam.accumulate), model["width"], model["heads"], model["hidden"])
-    count = pieces(platform(mesh), mesh.shape, batch, adam.accumulate, length)
+    way = execution.choose(
+        mesh.devices.flat[0].platform, mesh.shape, shell.layers, shell.remat, batch, adam.accumulate, length
+    )
 
     def draws(seed: UInt[Array, ""], step: Int[Array, ""]) -> dict[str, Any]:
         attention = shell.attention
@@ -101,7 +103,9 @@ def make(
         return {"drawn": attention.draw(key, shell.layers, shell.width // shell.heads)}
 
     def of(params: Any, drawn: Any) -> Transformer:
-        return nnx.merge(graph, nnx.State(params), nnx.State(drawn))
+        made = nnx.merge(graph, nnx.State(params), nnx.State(drawn))
+        made.written_out = way.written_out
+        return made
 
     def forward(model: Transformer, rows: Int[Array, "B W"], keys: Key[Array, "B"]) -> tuple[Array, Array]:
         example = example_of(rows, keys)
@@ -117,7 +121,7 @@ def make(
             params, drawn, tokens = whole
             return jax.value_and_grad(lambda params: jnp.sum(forward(of(params, drawn), *some)[0]) / tokens)(params)
 
-        return sharding.summed(mesh, of_some, count)((params, draws(seed, step), tokens), (rows, keys))
+        return sharding.summed(mesh, of_some, way.pieces)((params, draws(seed, step), tokens), (rows, keys))
 
     def init_member(seed: UInt[Array, ""], rate: Float[Array, ""]) -> tuple[Any, ...]:
         params = nnx.to_pure_dict(nnx.state(build(seed), nnx.Param))
@@ -138,7 +142,7 @@ def make(
         diverged = jnp.where((diverged < 0) & ~good, step, diverged)
         return (params, moments, rate, seed, diverged), Metrics(nats, norm, now, diverged)
 
-    over_members = _in_turn if take_turns(mesh) else partial(jax.vmap, spmd_axis_name="member")
+    over_members = _in_turn if way.in_turn else partial(jax.vmap, spmd_axis_name="member")
 
     def init(seeds: UInt[Array, "M"], rates: Float[Array, "M"]) -> State:
         return State(jnp.int32(0), *jax.vmap(init_member)(seeds, rates))
@@ -172,15 +176,17 @@ def make(
     abstract = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
     rows = sharding.named(mesh, ("member", "batch"))
     whole = sharding.named(mesh, ())
+    donated = (0,) if way.in_place else ()
     return Program(
         init=jax.jit(init, out_shardings=shardings),
-        step=jax.jit(step, in_shardings=(shardings, rows), out_shardings=(shardings, whole), donate_argnums=0),
+        step=jax.jit(step, in_shardings=(shardings, rows), out_shardings=(shardings, whole), donate_argnums=donated),
         gradients=jax.jit(gradients, in_shardings=(shardings, rows), out_shardings=(whole, shardings.params)),
         evaluate=jax.jit(evaluate, in_shardings=(shardings, whole), out_shardings=whole),
         model=lambda state, i: of(jax.tree.map(lambda x: x[i], state.params), draws(state.seed[i], state.step)),
         objective=example_of,
         abstract=abstract,
         rows=rows,
+        execution=way,
     )
 
 
@@ -203,38 +209,6 @@ def _shardings(abstract: State, axes: Any, transform: optax.GradientTransformati
     return State(sharding.named(mesh, ()), params, moments, member, member, member)
 
 
-def platform(mesh: Mesh) -> str:
-    """As JAX names it."""
-    return mesh.devices.flat[0].platform
-
-
-def write_out(platform: str, layers: int, remat: str) -> bool:
-    """Whether the layers are written out: on a CPU, where they are so few that compiling stays short.
-
-    A loop has to put what it keeps into larger arrays. Without it XLA keeps what it likes, whatever `remat` says, but
-    for "full", which asks for little memory and so stays a loop: 205 ms a step become 189 (as below).
-    """
-    return platform == "cpu" and layers <= 4 and remat != "full"
-
-
-def pieces(platform: str, mesh: Mapping[str, int], batch: int, accumulate: int, length: int) -> int:
-    """Pieces that a batch is computed in, one after another: `accumulate`, and on a CPU as many times more as leave
-    each device at least 1,024 tokens of a piece, so that what it works on stays in its core's cache: 209 ms a step
-    become 189 (two cores, a device each; 128 wide, 4 layers, length 256, batch 16)."""
-    rows = batch // accumulate // (mesh["data"] * mesh["fsdp"])
-    finer = [count for count in range(1, rows + 1) if rows % count == 0 and rows // count * length >= 1024]
-    return accumulate * max(finer, default=1) if platform == "cpu" else accumulate
-
-
-def take_turns(mesh: Mesh) -> bool:
-    """Whether members are computed one after another instead of all at once: on a CPU that no mesh splits them over.
-
-    There a batch dimension, even of one, makes the matrix products a third slower (143 ms a step of one member become
-    194; two cores, 128 wide, 4 layers, length 256, batch 16).
-    """
-    return platform(mesh) == "cpu" and mesh.shape["member"] == 1
-
-
 def _in_turn(function: Callable) -> Callable:
     """Like jax.vmap over every argument's leading axis, one element after another."""
     return lambda *arguments: jax.lax.map(lambda each: function(*each), arguments)
@@ -248,20 +222,18 @@ def memory(
     vocabulary: int,
     length: int,
     batch: int,
-    accumulate: int,
     members: int,
-    together: int,
-    platform: str,
     mesh: Mapping[str, int],
+    execution: Execution,
 ) -> int:
-    """Bytes that training `members`, of which so many are computed `together`, needs on each device of a mesh of these
-    sizes on a platform, by formula.
+    """Bytes that training `members` needs on each device of a mesh of these sizes, by formula.
 
-    Parameters, gradients (a second time where they accumulate) and two moments in float32; for each token of a piece of
-    the batch what the layers keep for the backward pass (the results of their products, or their inputs alone with
-    remat="full"), what one layer works on, and the logits with what is computed from them, in float32; and what the
-    encoding works on. Or, where that is more, what an evaluation works on: three quarters as much, forward alone, but
-    for the whole batch. A test holds it against XLA's account.
+    Parameters, gradients (a second time where they accumulate) and two moments in float32, and the state that follows
+    where it has memory of its own; for each token of a piece of the batch what the layers keep for the backward pass
+    (the results of their products, or their inputs alone with remat="full"), and what one layer works on or, where that
+    is more, the logits with what is computed from them, in float32; and what the encoding works on. Or, where that is
+    more, what an evaluation works on: three quarters as much, forward alone, but for the whole batch. A test holds it
+    against XLA's account.
     """
     width, heads, layers = model["width"], model["heads"], model["layers"]
     inner, size = Style(**model["block"]).inner(model["hidden"]), jnp.dtype(model["dtype"]).itemsize
@@ -273,19 +245,20 @@ def memory(
     # Half of the inside is of the forward pass.
     keeps = {"none": between + inside / 2, "products": size * (7 * width + inner), "full": size * width}
     kept = keeps[model["remat"]]
-    if write_out(platform, layers, model["remat"]):
+    if execution.written_out:
         kept = (keeps["none"] + keeps["products"]) / 2  # by XLA's account
-    count = pieces(platform, mesh, batch, accumulate, length)
 
     def worked(rows: float) -> float:
-        # The two of a layer do not live at once.
-        tokens = rows * length * (max(between, inside) + 4 * 3 * vocabulary)
+        # The two of a layer do not live at once, nor do they with the logits.
+        tokens = rows * length * max(between, inside, 4 * 3 * vocabulary)
         return tokens + 4 * 2 * length**2 * encoding.floats(shape, rows)  # forward and backward
 
     rows = batch / (mesh["data"] * mesh["fsdp"])
-    piece = rows / count
+    piece = rows / execution.pieces
     step = worked(piece) + piece * length * layers * kept
-    states = 4 * parameters * (4 * members + (count > 1) * together) / (mesh["fsdp"] * mesh["tensor"])
+    together = 1 if execution.in_turn else members
+    held = (4 if execution.in_place else 7) * members + (execution.pieces > 1) * together
+    states = 4 * parameters * held / (mesh["fsdp"] * mesh["tensor"])
     return int(states + together * max(step, 0.75 * worked(rows)))
 
 

@@ -27,11 +27,13 @@ CODE = """
 import sys, json, jax, numpy as np
 sys.path.insert(0, ".")
 from configs.presets import BLOCKS
-from rope_lm import sharding, training
+from rope_lm import execution, sharding, training
 from tests.models import section, VOCABULARY, LENGTH
 from tests.test_training import CAUSAL, OPTIMIZER
 name, meshes, block, accumulate = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3], int(sys.argv[4])
-training.take_turns = lambda mesh: mesh.size == 1  # on several devices the program that accelerators run, too
+choose = execution.choose  # on several devices the program that accelerators run, too
+execution.choose = lambda platform, sizes, *rest: choose(
+    platform, sizes, *rest)._replace(in_turn=set(sizes.values()) == {1})
 out = {}
 for sizes in meshes:
     mesh = sharding.make(*sizes)
@@ -92,10 +94,11 @@ def compute_what_one_does(name: str, block: str, some: list[tuple[int, ...]], ac
 COMPILED = """
 import sys, json, re, jax, jax.numpy as jnp
 sys.path.insert(0, ".")
-from rope_lm import sharding, training
+from rope_lm import execution, sharding, training
 from tests.models import section, LENGTH
 from tests.test_training import CAUSAL, OPTIMIZER
-training.take_turns = lambda mesh: sys.argv[2] == "turns"
+choose = execution.choose
+execution.choose = lambda *given: choose(*given)._replace(in_turn=sys.argv[2] == "turns")
 shapes = lambda op, text: [tuple(map(int, each.split(",")))
                            for line in re.findall(f"= ([^=]*) {op}(?:-start)?[(]", text)
                            for each in re.findall(r"f32\\[([0-9,]+)\\]", line)]  # not of tokens

@@ -1,0 +1,63 @@
+"""How a platform runs a program: what is chosen, and that it changes losses by rounding alone."""
+
+import numpy as np
+import pytest
+
+from rope_lm import execution
+from tests.test_training import program, rows, train
+
+ALONE = {"member": 1, "data": 1, "fsdp": 1, "tensor": 1}
+
+
+@pytest.mark.parametrize(
+    "platform, data, batch, accumulate, length, count",
+    [
+        ("cpu", 1, 16, 1, 256, 4),  # scale tiny on one device: four rows at once
+        ("cpu", 2, 16, 1, 256, 2),  # and on two
+        ("cpu", 2, 16, 1, 128, 1),  # scale nano: 1,024 tokens on each as it is
+        ("cpu", 1, 6, 1, 512, 3),  # the rows of a piece are equally many
+        ("cpu", 1, 16, 2, 256, 4),  # a piece that was asked for is cut again
+        ("cpu", 1, 4, 1, 8, 1),
+        ("gpu", 1, 16, 1, 256, 1),
+        ("gpu", 1, 16, 4, 256, 4),
+    ],
+)
+def test_a_cpu_works_on_about_a_thousand_tokens_at_once(platform, data, batch, accumulate, length, count):
+    chosen = execution.choose(platform, ALONE | {"data": data}, 2, "products", batch, accumulate, length)
+    assert chosen.pieces == count
+
+
+@pytest.mark.parametrize(
+    "platform, member, layers, remat, in_turn, written_out",
+    [
+        ("cpu", 1, 4, "products", True, True),
+        ("cpu", 1, 5, "products", True, False),
+        ("cpu", 1, 4, "full", True, False),
+        ("cpu", 2, 4, "products", False, True),
+        ("gpu", 1, 4, "products", False, False),
+        ("tpu", 1, 4, "products", False, False),
+    ],
+)
+def test_members_and_layers(platform, member, layers, remat, in_turn, written_out):
+    chosen = execution.choose(platform, ALONE | {"member": member}, layers, remat, 16, 1, 256)
+    assert (chosen.in_turn, chosen.written_out, chosen.in_place) == (in_turn, written_out, platform != "cpu")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"in_turn": False}, {"pieces": 4}, {"written_out": False}, {"in_place": True}],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_is_chosen_changes_the_program_and_losses_by_rounding_alone(change, monkeypatch):
+    usual = program("rotary", 2)
+    choose = execution.choose
+    monkeypatch.setattr(execution, "choose", lambda *given: choose(*given)._replace(**change))
+    other = program("rotary", 2)
+    assert usual.execution != other.execution == usual.execution._replace(**change)
+    batch = np.stack([rows(0, 0), rows(1, 0)])
+    compiled = [each.step.lower(each.abstract, batch).compile() for each in (usual, other)]
+    assert compiled[0].as_text() != compiled[1].as_text()
+    kept = [each.memory_analysis().alias_size_in_bytes > 0 for each in compiled]
+    assert kept == [usual.execution.in_place, other.execution.in_place]
+    (_, losses), (_, same) = (train(each, [0, 1], [1e-2, 1e-2], 3) for each in (usual, other))
+    np.testing.assert_allclose(same, losses, atol=1e-4)
