@@ -22,7 +22,7 @@ def seen(shape: Shape, length: int) -> float:
 
 def by_distance(
     q: Float[Array, "B T N H"],
-    vectors: Float[Array, "N H D"],
+    vectors: Float[Array, "N H R"],
     of: range,
     q_positions: Positions,
     k_positions: Positions,
@@ -39,7 +39,7 @@ def by_distance(
         begin = min(max(of[0] - apart[0], 0), len(of) - 2)
         end = max(begin + 2, min(of[0] - apart[-1] + 1, len(of)))
         each = for_rows(vectors[..., begin:end], len(q))  # with the queries one plain batched product
-        products = einsum("bnth,bnhd->bntd", q[:, :, queries], each)
+        products = einsum("bnth,bnhr->bntr", q[:, :, queries], each)
         # The ends are split off and joined: the gradient of jnp.pad would pad, which takes longer than the product.
         first, middle, last = jnp.split(products, [1, end - begin - 1], axis=-1)
         before, after = max(apart[0] - of[begin], 0), max(of[end - 1] - apart[-1], 0)
