@@ -206,8 +206,11 @@ class DynamicRotary(LinearRotary):
         self.trained = int(_above("trained", trained, 1, "the length that the model was trained on", equal=True))
 
     def wave(self, at: Positions, seen: Positions, layer: Int[Array, ""]) -> Wave:
-        own = at.segment[:, :, None] == seen.segment[:, None, :]
-        length = 1 + jnp.max(jnp.where(own, seen.index[:, None, :], 0), axis=-1)  # [B T], of each token's document
+        if seen.start is None:
+            own = at.segment[:, :, None] == seen.segment[:, None, :]
+            length = 1 + jnp.max(jnp.where(own, seen.index[:, None, :], 0), axis=-1)  # [B T], of each token's document
+        else:
+            length = jnp.full((1, 1), seen.start + seen.length)
         beyond = jnp.maximum(length, self.trained).astype(jnp.float32) / self.trained
         base = self.base * (self.factor * beyond - (self.factor - 1)) ** (self.head_size / (self.head_size - 2))
         frequency = base[..., None] ** (-jnp.arange(0, self.head_size, 2, dtype=jnp.float32) / self.head_size)
