@@ -44,11 +44,15 @@ def test_members_and_layers(platform, member, layers, remat, in_turn, written_ou
 
 
 @pytest.mark.parametrize(
-    "change",
-    [{"in_turn": False}, {"pieces": 4}, {"written_out": False}, {"in_place": True}],
-    ids=lambda change: next(iter(change)),
+    "change, tolerance",
+    [
+        ({"in_turn": False}, 1e-4),
+        ({"pieces": 4}, 1e-4),
+        ({"written_out": False}, 1e-5),
+        ({"in_place": True}, 1e-5),
+    ],
 )
-def test_what_is_chosen_changes_the_program_and_losses_by_rounding_alone(change, monkeypatch):
+def test_what_is_chosen_changes_the_program_and_losses_by_rounding_alone(change, tolerance, monkeypatch):
     usual = program("rotary", 2)
     choose = execution.choose
     monkeypatch.setattr(execution, "choose", lambda *given: choose(*given)._replace(**change))
@@ -60,4 +64,4 @@ def test_what_is_chosen_changes_the_program_and_losses_by_rounding_alone(change,
     kept = [each.memory_analysis().alias_size_in_bytes > 0 for each in compiled]
     assert kept == [usual.execution.in_place, other.execution.in_place]
     (_, losses), (_, same) = (train(each, [0, 1], [1e-2, 1e-2], 3) for each in (usual, other))
-    np.testing.assert_allclose(same, losses, atol=1e-4)
+    np.testing.assert_allclose(same, losses, atol=tolerance)

@@ -32,8 +32,10 @@ from tests.models import section, VOCABULARY, LENGTH
 from tests.test_training import CAUSAL, OPTIMIZER
 name, meshes, block, accumulate = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 choose = execution.choose  # on several devices the program that accelerators run, too
-execution.choose = lambda platform, sizes, *rest: choose(
-    platform, sizes, *rest)._replace(in_turn=set(sizes.values()) == {1})
+def accelerated(platform, sizes, *rest):
+    alone = set(sizes.values()) == {1}
+    return choose(platform, sizes, *rest)._replace(in_turn=alone, in_place=not alone)
+execution.choose = accelerated
 out = {}
 for sizes in meshes:
     mesh = sharding.make(*sizes)

@@ -29,7 +29,7 @@ def for_rows(x: Float[Array, "*S"], rows: int) -> Float[Array, "B *S"]:
 
 
 def _sum_over_rows(rows: int, _: None, g: Float[Array, "B *S"]) -> tuple[Float[Array, "*S"]]:
-    return ((jnp.ones((1, rows), g.dtype) @ g.reshape(rows, -1)).reshape(g.shape[1:]),)
+    return (einsum("br,rs->bs", jnp.ones((1, rows), g.dtype), g.reshape(rows, -1)).reshape(g.shape[1:]),)
 
 
 for_rows.defvjp(lambda x, rows: (for_rows(x, rows), None), _sum_over_rows)
