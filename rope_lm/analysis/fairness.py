@@ -6,7 +6,7 @@ from typing import Any
 from rope_lm.analysis.runs import Run, Sweep
 
 # Of a manifest, equal in fair arms.
-FACTS = ("commit", "diff", "kernel", "precision", "device", "versions", "deterministic", "batches")
+FACTS = ("commit", "diff", "kernel", "execution", "precision", "device", "versions", "deterministic", "batches")
 # Of a manifest, equal in all settings of a study and in the grid that its rates come from.
 SHARED = ("commit", "diff", "device", "versions")
 

@@ -42,6 +42,7 @@ def write_run(
         "commit": "c" * 40,
         "diff": "",
         "kernel": "blocked",
+        "execution": {"in_turn": True, "pieces": 1, "written_out": True, "in_place": False},
         "precision": "float32",
         "device": {"platform": "cpu", "kind": "cpu", "count": 1},
         "versions": {"jax": "1", "flax": "1", "optax": "1"},

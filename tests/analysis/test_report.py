@@ -126,6 +126,7 @@ def test_a_report_of_nothing_finished_says_so(tmp_path):
     "change, words",
     [
         ({"kernel": "xla"}, "differ in kernel"),
+        ({"execution": {"pieces": 2}}, "differ in execution.pieces"),
         ({"commit": "d" * 40}, "differ in commit"),
         ({"batches": {"step": 1000, "sha256": ["a" * 64] * 3}}, "differ in batches.sha256"),
         (
