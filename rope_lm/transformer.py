@@ -144,7 +144,10 @@ class Transformer(nnx.Module):
         x = self.position.embed(x, positions).reshape(batch * length, self.width)
         x = self.norm(x) if self.norm_first else x
         seen = positions if cache is None else _append(cache, positions, batch)
-        bias = self.position.bias(positions, seen)
+        # Once for all layers, and of what the kernel works on alone.
+        parts = self.attention.parts(positions, seen, self.causal)
+        biases = [self.position.bias(positions[queries], seen[keys]) for queries, keys in parts]
+        bias = None if biases[0] is None else lambda *part: biases[parts.index(part)]
         graph, blocks = nnx.split(self.blocks)
 
         def body(x, layer):
@@ -169,7 +172,7 @@ class Transformer(nnx.Module):
         v: Float[Array, "B T N E"],
         positions: Positions,
         seen: Positions,
-        bias: Float[Array, "#B N T S"] | None,
+        bias: positional.Added | None,
         layer: Int[Array, ""],
         drawn: Float[Array, "F H"] | None,
         stored: tuple[Float[Array, "B S N H"], Float[Array, "B S N H"], Int[Array, ""]] | None,
@@ -180,9 +183,8 @@ class Transformer(nnx.Module):
             past_k, past_v, used = stored
             k = jax.lax.dynamic_update_slice_in_dim(past_k, k.astype(past_k.dtype), used, axis=1)
             v = jax.lax.dynamic_update_slice_in_dim(past_v, v.astype(past_v.dtype), used, axis=1)
-        slices = None if bias is None else lambda queries, keys: bias[:, :, queries, keys]
-        parts = [each for each in (slices, self.position.score(q, k, positions, seen, layer)) if each is not None]
-        added = (lambda queries, keys: sum(each(queries, keys) for each in parts)) if parts else None
+        both = [each for each in (bias, self.position.score(q, k, positions, seen, layer)) if each is not None]
+        added = (lambda *part: sum(each(*part) for each in both)) if both else None
         turned_q, turned_k = self.position.rotate(q, k, positions, seen, layer)
         turn = None
         if self.position.turns_features():

@@ -43,6 +43,10 @@ class Attention:
         values to what is gathered."""
         return 0
 
+    def parts(self, q_positions: Positions, k_positions: Positions, causal: bool) -> list[tuple[slice, slice]]:
+        """The parts of the matrix of logits that are computed one at a time: queries, and the keys that they see."""
+        return [(slice(None), slice(None))]
+
     def __call__(
         self,
         q: Float[Array, "B T N H"],

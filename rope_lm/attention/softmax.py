@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from rope_lm.positional import Added, PositionalEncoding, for_rows
 from rope_lm.positions import Positions, aligned, visible
 from rope_lm.refusal import Refusal, unknown
 
+WHOLE = slice(None), slice(None)  # all queries, all keys
 HIDDEN = -1e30  # a logit that no softmax sees; finite, so that a row without any visible key stays finite
 Kernel = Callable[..., Float[Array, "B T N E"]]
 
@@ -29,7 +31,7 @@ def dense(
 
     `causal` may be set instead of a mask where the rows are contiguous and T = S.
     """
-    added = None if bias is None else bias(slice(None), slice(None))
+    added = None if bias is None else bias(*WHOLE)
     return jax.nn.dot_product_attention(q, k, v, bias=added, mask=mask, is_causal=causal, implementation="xla")
 
 
@@ -52,6 +54,12 @@ def block_size(length: int) -> int:
     return max(64, -(-length // 16))
 
 
+def blocks(length: int, causal: bool) -> list[tuple[slice, slice]]:
+    """Queries and keys of each block of `blocked`."""
+    edges = [*range(0, length, block_size(length)), length]
+    return [(slice(start, stop), slice(0, stop if causal else length)) for start, stop in pairwise(edges)]
+
+
 def blocked(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B S N H"],
@@ -67,24 +75,23 @@ def blocked(
     """
     if mask is not None:
         return dense(q, k, v, bias, mask, causal)
-    length, size = q.shape[1], block_size(q.shape[1])
+    parts = blocks(q.shape[1], causal)
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))  # [B N T H]: every block below is then a plain batched product
     q = q * jnp.asarray(1 / math.sqrt(q.shape[-1]), q.dtype)
-    starts = range(0, length, size)
     # Split and joined, not sliced: the gradient of a slice is a padded array, 5% of a step.
-    q_blocks, k_blocks, v_blocks = (jnp.split(x, list(starts[1:]), axis=2) for x in (q, k, v))
+    starts = [queries.start for queries, _ in parts]
+    q_blocks, k_blocks, v_blocks = (jnp.split(x, starts[1:], axis=2) for x in (q, k, v))
     out = []
-    for number, (start, block) in enumerate(zip(starts, q_blocks, strict=True)):
+    for number, (block, (queries, keys)) in enumerate(zip(q_blocks, parts, strict=True)):
         seen_k, seen_v = k, v
         if causal:
             seen_k, seen_v = (jnp.concatenate(x[: number + 1], axis=2) for x in (k_blocks, v_blocks))
-        stop, seen = start + block.shape[2], seen_k.shape[2]
         logits = jnp.einsum("bnth,bnsh->bnts", block, seen_k, preferred_element_type=jnp.float32)
         if bias is not None:
-            part = bias(slice(start, stop), slice(0, seen))
+            part = bias(queries, keys)
             logits = logits + (for_rows(part[0], len(q)) if part.shape[0] == 1 else part)
         if causal:
-            ahead = jnp.arange(seen)[None, :] > jnp.arange(start, stop)[:, None]
+            ahead = jnp.arange(keys.stop)[None, :] > jnp.arange(queries.start, queries.stop)[:, None]
             # Added, where a selection would end XLA's fusion: a layer then takes 17 ms, forward and backward, not 22.
             logits = logits + jnp.where(ahead, HIDDEN, 0.0)
         weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
@@ -146,6 +153,10 @@ class Softmax(Attention):
 
     def flops(self, width: int, heads: int, length: int, causal: bool) -> float:
         return 2 * width * ((length + 1) / 2 if causal else length)
+
+    def parts(self, q_positions: Positions, k_positions: Positions, causal: bool) -> list[tuple[slice, slice]]:
+        whole = self.kernel != "blocked" or not aligned(q_positions, k_positions)
+        return [WHOLE] if whole else blocks(q_positions.length, causal)
 
     def floats(self, heads: int, length: int, causal: bool) -> float:
         # Of every logit that is computed: by XLA's account the blocks are not worked on one at a time.
