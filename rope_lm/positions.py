@@ -23,8 +23,10 @@ class Positions:
 
     def __getitem__(self, tokens: slice) -> "Positions":
         """Of some tokens of every row."""
-        start = None if self.start is None else self.start + tokens.indices(self.length)[0]
-        return Positions(self.index[:, tokens], self.segment[:, tokens], start)
+        if self.start is None:
+            return Positions(self.index[:, tokens], self.segment[:, tokens])
+        some = range(*tokens.indices(self.length))  # counted anew: XLA then sees that two such are the same
+        return contiguous(len(some), self.start + some.start)
 
 
 def contiguous(length: int, start: int | Int[Array, ""] = 0) -> Positions:

@@ -83,7 +83,7 @@ def test_flops_of_an_encoding_are_its_products_written_out(name):
     products = {
         "shaw": 16 * 4,  # queries with 4 vectors
         "transformer_xl": 16 * 3,  # queries with the key of each distance
-        "cope": 16 * 3 + 16 * 6,  # gates of every key, then queries with 6 vectors
+        "cope": 16 * 3 + 16 * 6 + 2 * 32 * 3,  # gates of every key, queries with 6 vectors, sums of 32 keys
     }
     sizes = {"width": 16, "heads": 2, "layers": 2, "hidden": 3, "vocabulary": 5, "length": 5, "block": BLOCKS["ours"]}
     softmax = {"name": "softmax", "kernel": "xla"}

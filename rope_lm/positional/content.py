@@ -1,7 +1,6 @@
 """Encodings that act on the attention logits by way of what the tokens say."""
 
 import math
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -160,16 +159,41 @@ class TransformerXL(PositionalEncoding):
         return rows * shape.heads
 
 
-def along(x: Float[Array, "*rows P"], index: Int[Array, "*rows S"]) -> Float[Array, "*rows S"]:
-    """x[..., index] of each row: `jnp.take_along_axis`, by whatever makes its gradient fast on the platform."""
+PIECE = 32  # keys whose sums are one product in `onward`
 
-    def flat(x: Array, index: Array) -> Array:
-        first = x.shape[-1] * jnp.arange(x.size // x.shape[-1]).reshape(*x.shape[:-1], 1)
-        return x.reshape(-1).at[(first + index).reshape(-1)].get(mode="promise_in_bounds").reshape(index.shape)
 
-    # The gradient scatters, on the CPU one number at a time: with one index for each it takes 12 ms where it takes 40
-    # with one for each axis (nano). Over several devices flat rows would have to be gathered first.
-    return jax.lax.platform_dependent(x, index, cpu=flat, default=partial(jnp.take_along_axis, axis=-1))
+def onward(x: Float[Array, "*rows S"]) -> Float[Array, "*rows S"]:
+    """The sum of each number and all that come after it.
+
+    By products with triangles, within pieces and over them. XLA's cumulative sums take longer on a CPU, and their
+    backward pass computes them, and all that hangs on them, once more.
+    """
+    rows, length = x.shape[:-1], x.shape[-1]
+    if short := -length % PIECE:
+        x = jnp.pad(x, [(0, 0)] * len(rows) + [(0, short)])
+    pieces = x.reshape(*rows, -1, PIECE)
+    within = einsum("...cs,sk->...ck", pieces, jnp.tri(PIECE))
+    after = einsum("...c,ck->...k", within[..., 0], jnp.tri(pieces.shape[-2], k=-1))
+    return (within + after[..., None]).reshape(x.shape)[..., :length]
+
+
+def between(x: Float[Array, "*rows P"], at: Float[Array, "*rows S"]) -> Float[Array, "*rows S"]:
+    """x at real positions from 0 to P - 1 of each row, interpolated between whole ones."""
+    below = jnp.minimum(at.astype(jnp.int32), x.shape[-1] - 2)
+
+    def one_by_one(x: Array, below: Array) -> tuple[Array, Array]:
+        return tuple(jnp.take_along_axis(x, each, axis=-1) for each in (below, below + 1))
+
+    def paired(x: Array, below: Array) -> tuple[Array, Array]:
+        # The gradient scatters, one number at a time: both neighbours are one number, which has one index.
+        pairs = jax.lax.complex(x[..., :-1], x[..., 1:])
+        first = pairs.shape[-1] * jnp.arange(pairs.size // pairs.shape[-1]).reshape(*pairs.shape[:-1], 1)
+        found = pairs.reshape(-1).at[(first + below).reshape(-1)].get(mode="promise_in_bounds").reshape(below.shape)
+        return found.real, found.imag
+
+    # Over several devices flat rows would have to be gathered first.
+    left, right = jax.lax.platform_dependent(x, below, cpu=paired, default=one_by_one)
+    return left + (right - left) * (at - below)
 
 
 class CoPE(PositionalEncoding):
@@ -199,24 +223,23 @@ class CoPE(PositionalEncoding):
         k_positions: Positions,
         layer: Int[Array, ""],
     ) -> Added:
-        q = q.astype(jnp.float32) / math.sqrt(q.shape[-1])
-        logits = math.sqrt(q.shape[-1]) * einsum("btnh,ph->bntp", q, self.table[...][layer])
+        q, k = (x.astype(jnp.float32).swapaxes(1, 2) for x in (q, k))
+        table = self.table[...][layer].T
+        table = for_rows(jnp.broadcast_to(table, (q.shape[1], *table.shape)), len(q))  # a plain batched product below
 
         def some(queries: slice, keys: slice) -> Float[Array, "B N T S"]:
-            gates = jax.nn.sigmoid(einsum("btnh,bsnh->bnts", q[:, queries], k[:, keys].astype(jnp.float32)))
+            here = q[:, :, queries]
+            logits = einsum("bnth,bnhp->bntp", here, table)
+            gates = jax.nn.sigmoid(einsum("bnth,bnsh->bnts", here / math.sqrt(q.shape[-1]), k[:, :, keys]))
             gates = gates * visible(q_positions[queries], k_positions[keys], causal=True)
             # Keys lie in the order of their positions, so those from a key to the query are those after it that are
             # seen, and no kernel leaves one of them out.
-            at = jnp.minimum(jax.lax.cumsum(gates, axis=3, reverse=True), self.positions - 1)
-            below = jnp.minimum(at.astype(jnp.int32), self.positions - 2)
-            part = at - below
-            here = logits[:, :, queries]
-            return along(here, below) * (1 - part) + along(here, below + 1) * part
+            return between(logits, jnp.minimum(onward(gates), self.positions - 1))
 
         return some
 
     def flops(self, shape: Shape, length: int) -> float:
-        return shape.width * (seen(shape, length) + self.positions)
+        return shape.width * (seen(shape, length) + self.positions) + shape.heads * PIECE * seen(shape, length)
 
     def floats(self, shape: Shape, rows: float) -> float:
         return 5 * rows * shape.heads
