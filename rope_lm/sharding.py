@@ -77,10 +77,11 @@ def summed(mesh: Mesh, function: Callable[[Any, Any], Any], count: int) -> Calla
     def here(whole: Any, rows: Any) -> Any:
         if count == 1:
             return function(whole, rows)
+        once = jax.jit(function, inline=True)  # traced once, though it is asked for its shapes and for its values
         # Every device has rows of every piece: one after another, the pieces would be those of single devices.
         pieces = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), rows)
-        found = jax.eval_shape(function, whole, jax.tree.map(lambda x: x[0], pieces))
-        add = lambda total, piece: (jax.tree.map(jnp.add, total, function(whole, piece)), None)  # noqa: E731
+        found = jax.eval_shape(once, whole, jax.tree.map(lambda x: x[0], pieces))
+        add = lambda total, piece: (jax.tree.map(jnp.add, total, once(whole, piece)), None)  # noqa: E731
         return jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), found), pieces)[0]
 
     if not rows_alone(mesh):
