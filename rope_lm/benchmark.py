@@ -208,10 +208,10 @@ def host(config: Config, steps: int) -> dict[str, float]:
     return {"data_wait_share": waited / (time.perf_counter() - began)}
 
 
-def bookkeeping(config: Config, steps: int) -> dict[str, float]:
+def bookkeeping(config: Config) -> dict[str, float]:
     """The share of the wall time of a real run without compiling that logging, saving and waiting for saves took."""
     with tempfile.TemporaryDirectory() as folder:
-        run.train({**config, "steps": steps}, folder, {})
+        run.train(config, folder, {})
         manifest = json.loads((Path(folder) / "manifest.json").read_text())
     wall = manifest["wall_seconds"] - manifest["compile_seconds"]
-    return {"bookkeeping_share": manifest["bookkeeping_seconds"] / wall, "steps": steps}
+    return {"bookkeeping_share": manifest["bookkeeping_seconds"] / wall, "steps": config["steps"]}

@@ -23,7 +23,7 @@ class Positions:
 
     def __getitem__(self, tokens: slice) -> "Positions":
         """Of some tokens of every row."""
-        if self.start is None:
+        if self.start is None or tokens.step not in (None, 1):
             return Positions(self.index[:, tokens], self.segment[:, tokens])
         some = range(*tokens.indices(self.length))  # counted anew: XLA then sees that two such are the same
         return contiguous(len(some), self.start + some.start)

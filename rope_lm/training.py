@@ -241,7 +241,9 @@ def memory(
     encoding = positional.abstract(model["position"], shape)
     # Bytes for each token of one layer: all that lies between its products, and the inside of its attention.
     between = size * (16 * width + 4 * inner)
-    inside = 4 * attention.make(model["attention"]).floats(heads, length, causal)
+    attending = attention.make(model["attention"])
+    inside = 4 * attending.floats(heads, length, causal)
+    pairs, at_once = length * attending.keys(length, causal), layers if execution.written_out else 1
     # Half of the inside is of the forward pass.
     keeps = {"none": between + inside / 2, "products": size * (7 * width + inner), "full": size * width}
     kept = keeps[model["remat"]]
@@ -251,7 +253,7 @@ def memory(
     def worked(rows: float) -> float:
         # The two of a layer do not live at once, nor do they with the logits.
         tokens = rows * length * max(between, inside, 4 * 3 * vocabulary)
-        return tokens + 4 * 2 * length**2 * encoding.floats(shape, rows)  # forward and backward
+        return tokens + 4 * 2 * pairs * encoding.floats(shape, rows, at_once)  # forward and backward
 
     rows = batch / (mesh["data"] * mesh["fsdp"])
     piece = rows / execution.pieces

@@ -53,8 +53,8 @@ class Drawn(nnx.Variable):
 
 
 class Transformer(nnx.Module):
-    """Tokens to logits. The encoding acts in a line each: `embed` and `bias` once, `score`, `rotate` and, where
-    attention has features, `turn_features` in every layer.
+    """Tokens to logits. The encoding acts in a line each: `embed` and `bias` before the layers, `score`, `rotate` and,
+    where attention has features, `turn_features` in every layer.
 
     Inside, activations are [R D] with R = B * T rows: on the CPU every linear layer is then one plain matrix product.
     Where several devices share the rows, `placed` says how the stream lies over them. `written_out`: the layers are
@@ -183,8 +183,8 @@ class Transformer(nnx.Module):
             past_k, past_v, used = stored
             k = jax.lax.dynamic_update_slice_in_dim(past_k, k.astype(past_k.dtype), used, axis=1)
             v = jax.lax.dynamic_update_slice_in_dim(past_v, v.astype(past_v.dtype), used, axis=1)
-        both = [each for each in (bias, self.position.score(q, k, positions, seen, layer)) if each is not None]
-        added = (lambda *part: sum(each(*part) for each in both)) if both else None
+        adding = [each for each in (bias, self.position.score(q, k, positions, seen, layer)) if each is not None]
+        added = (lambda *part: sum(each(*part) for each in adding)) if adding else None
         turned_q, turned_k = self.position.rotate(q, k, positions, seen, layer)
         turn = None
         if self.position.turns_features():
@@ -245,9 +245,9 @@ def flops_per_token(
 
     Two for each weight of a matrix product (the embedding is a look-up: it counts nothing), and for each product in
     attention over the keys that a token may see alone: of softmax attention that is causal, two products of `width`
-    over (length + 1) / 2 keys on average. An encoding's own products in every layer are counted as it computes them,
-    over all keys. Not counted: norms, softmax, what is computed again for the backward pass, and an encoding's bias,
-    which is computed once for all rows of a batch (below 1% at every scale in configs/presets.py).
+    over (length + 1) / 2 keys on average; likewise an encoding's own products in every layer. Not counted: norms,
+    softmax, sums over keys, what is computed again for the backward pass, and an encoding's bias, which is computed
+    once for all rows of a batch (below 1% at every scale in configs/presets.py).
     """
     style, shape = Style(**block), positional.Shape(width, heads, width // heads, layers, causal)
     weights = layers * style.weights(width, hidden) + style.transform * width * width + width * vocabulary

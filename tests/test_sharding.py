@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from rope_lm import positional, sharding
@@ -197,3 +198,11 @@ def test_a_program_that_the_mesh_cannot_divide_is_not_made():
         strict=True,
     ):  # fmt: skip
         assert words in line
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_what_is_summed_in_pieces_is_traced_once(count):
+    calls = []
+    product = lambda whole, rows: calls.append(rows.shape) or jnp.sum(whole * rows)  # noqa: E731
+    assert sharding.summed(sharding.make(1, 1, 1, 1), product, count)(2.0, jnp.arange(8.0)) == 56
+    assert calls == [(8 // count,)]

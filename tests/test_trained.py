@@ -205,7 +205,7 @@ def test_rows_of_weights_sum_to_one(name, causal):
 
 
 def test_weights_are_the_same_whatever_the_kernel_of_the_model():
-    text = random_tokens(1)
+    text = random_tokens(1, 80)  # two blocks
     of = lambda kernel: random_model("alibi", attention={"name": "softmax", "kernel": kernel})  # noqa: E731
     np.testing.assert_allclose(*(distance.weights(of(kernel), text) for kernel in ("blocked", "xla")), atol=1e-5)
 

@@ -227,6 +227,9 @@ def test_memory_is_near_what_xla_says(members, remat, block):
         ("rotary", "blocked", 1, 2048, 1),
         ("rotary", "xla", 1, 2048, 1),
         ("relative_bias", "blocked", 1, 2048, 1),
+        ("fire", "blocked", 8, 256, 1),
+        ("cope", "blocked", 1, 1024, 1),
+        ("shaw", "blocked", 8, 256, 1),
         ("rotary", "xla", 4, 1024, 4),  # where evaluation, of the whole batch at once, needs more than a step
     ],
 )

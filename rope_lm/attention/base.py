@@ -14,6 +14,8 @@ Turn = Callable[
     [Float[Array, "B T N F"], Float[Array, "B S N F"]], tuple[Float[Array, "B T N F"], Float[Array, "B S N F"]]
 ]
 
+WHOLE = slice(None), slice(None)  # all queries, all keys
+
 
 class Attention:
     """One way to attend. It has no parameters; what it draws at random is given to it (`draw`)."""
@@ -44,8 +46,13 @@ class Attention:
         return 0
 
     def parts(self, q_positions: Positions, k_positions: Positions, causal: bool) -> list[tuple[slice, slice]]:
-        """The parts of the matrix of logits that are computed one at a time: queries, and the keys that they see."""
-        return [(slice(None), slice(None))]
+        """The parts of the matrix of logits that are computed one at a time: queries, and the keys that they see. A
+        call asks `bias` for these and no others."""
+        return [WHOLE]
+
+    def keys(self, length: int, causal: bool) -> float:
+        """Keys that are computed for each query of a row, on average, whether or not it sees them."""
+        return length
 
     def __call__(
         self,

@@ -9,12 +9,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from rope_lm.attention.base import Attention, Turn
+from rope_lm.attention.base import WHOLE, Attention, Turn
 from rope_lm.positional import Added, PositionalEncoding, for_rows
 from rope_lm.positions import Positions, aligned, visible
 from rope_lm.refusal import Refusal, unknown
 
-WHOLE = slice(None), slice(None)  # all queries, all keys
 HIDDEN = -1e30  # a logit that no softmax sees; finite, so that a row without any visible key stays finite
 Kernel = Callable[..., Float[Array, "B T N E"]]
 
@@ -155,8 +154,13 @@ class Softmax(Attention):
         return 2 * width * ((length + 1) / 2 if causal else length)
 
     def parts(self, q_positions: Positions, k_positions: Positions, causal: bool) -> list[tuple[slice, slice]]:
-        whole = self.kernel != "blocked" or not aligned(q_positions, k_positions)
-        return [WHOLE] if whole else blocks(q_positions.length, causal)
+        if self.kernel != "blocked" or not aligned(q_positions, k_positions):
+            return super().parts(q_positions, k_positions, causal)
+        return blocks(q_positions.length, causal)
+
+    def keys(self, length: int, causal: bool) -> float:
+        in_blocks = self.kernel == "blocked" and causal
+        return min(length, (length + block_size(length)) / 2) if in_blocks else length
 
     def floats(self, heads: int, length: int, causal: bool) -> float:
         # Of every logit that is computed: by XLA's account the blocks are not worked on one at a time.
@@ -164,7 +168,7 @@ class Softmax(Attention):
             return 0
         if self.kernel == "xla":
             return 4 * heads * length
-        return 2 * heads * (min(length, (length + block_size(length)) / 2) if causal else length)
+        return 2 * heads * self.keys(length, causal)
 
     def __call__(
         self,

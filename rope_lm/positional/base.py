@@ -76,7 +76,8 @@ class PositionalEncoding(nnx.Module):
         return q, k
 
     def bias(self, q_positions: Positions, k_positions: Positions) -> Float[Array, "#B N T S"] | None:
-        """What position alone adds to the attention logits, once per forward pass; float32."""
+        """What position alone adds to the attention logits; float32. Asked once per forward pass for each part that a
+        kernel works on: of some of the queries of a row, and some of its keys."""
         return None
 
     def score(
@@ -120,8 +121,9 @@ class PositionalEncoding(nnx.Module):
         it computes once for all rows (`bias`)."""
         return 0
 
-    def floats(self, shape: Shape, rows: float) -> float:
-        """Numbers that it works on at once, forward, for each pair of a query and a key of so many rows."""
+    def floats(self, shape: Shape, rows: float, layers: int) -> float:
+        """Numbers that it works on at once, forward, for each pair of a query and a key that is computed: of so many
+        rows, in so many layers; by XLA's account."""
         return shape.heads if self.biased() else 0
 
     def check(self, length: int) -> None:

@@ -216,8 +216,8 @@ class FIRE(CurveBias):
         share = spread(_away(distance(q_positions, k_positions))[..., 0]) / (spread(most)[:, :, None] + 1e-6)
         return self.curve(share, jax.nn.relu).swapaxes(0, 1)
 
-    def floats(self, shape: Shape, rows: float) -> float:
-        return 3 * self.first.shape[0] + shape.heads  # units of every pair: it does not hang on the distance alone
+    def floats(self, shape: Shape, rows: float, layers: int) -> float:
+        return self.first.shape[0] + shape.heads  # units of every pair: it does not hang on the distance alone
 
 
 class ContinuousBias(CurveBias, DistanceBias):

@@ -93,8 +93,8 @@ class Shaw(PositionalEncoding):
     def flops(self, shape: Shape, length: int) -> float:
         return shape.width * (min(self.farthest + 1, length) + min(self.ahead, length - 1))
 
-    def floats(self, shape: Shape, rows: float) -> float:
-        return rows * shape.heads
+    def floats(self, shape: Shape, rows: float, layers: int) -> float:
+        return rows * shape.heads * layers / 2
 
 
 class TransformerXL(PositionalEncoding):
@@ -155,18 +155,18 @@ class TransformerXL(PositionalEncoding):
     def flops(self, shape: Shape, length: int) -> float:
         return shape.width * seen(shape, length)
 
-    def floats(self, shape: Shape, rows: float) -> float:
-        return rows * shape.heads
+    def floats(self, shape: Shape, rows: float, layers: int) -> float:
+        return rows * shape.heads * layers / 2
 
 
 PIECE = 32  # keys whose sums are one product in `onward`
 
 
 def onward(x: Float[Array, "*rows S"]) -> Float[Array, "*rows S"]:
-    """The sum of each number and all that come after it.
+    """The sum of each number and all that come after it, by products with triangles, within pieces and over them.
 
-    By products with triangles, within pieces and over them. XLA's cumulative sums take longer on a CPU, and their
-    backward pass computes them, and all that hangs on them, once more.
+    XLA does not see that a cumulative sum in the backward pass is the one of the forward pass, and computes anew what
+    hangs on it: with them CoPE took half as long again as with these (two CPU cores).
     """
     rows, length = x.shape[:-1], x.shape[-1]
     if short := -length % PIECE:
@@ -177,23 +177,25 @@ def onward(x: Float[Array, "*rows S"]) -> Float[Array, "*rows S"]:
     return (within + after[..., None]).reshape(x.shape)[..., :length]
 
 
+def neighbours(x: Float[Array, "*rows P"], below: Int[Array, "*rows S"]) -> tuple[Array, Array]:
+    """x[below] and x[below + 1] of each row, [*rows S] each."""
+    return tuple(jnp.take_along_axis(x, each, axis=-1) for each in (below, below + 1))
+
+
+def neighbours_in_pairs(x: Float[Array, "*rows P"], below: Int[Array, "*rows S"]) -> tuple[Array, Array]:
+    """As `neighbours`, with one index for both in one complex number: on a CPU the gradient scatters one at a time."""
+    pairs = jax.lax.complex(x[..., :-1], x[..., 1:])
+    first = pairs.shape[-1] * jnp.arange(pairs.size // pairs.shape[-1]).reshape(*pairs.shape[:-1], 1)
+    found = pairs.reshape(-1).at[(first + below).reshape(-1)].get(mode="promise_in_bounds").reshape(below.shape)
+    return found.real, found.imag
+
+
 def between(x: Float[Array, "*rows P"], at: Float[Array, "*rows S"]) -> Float[Array, "*rows S"]:
     """x at real positions from 0 to P - 1 of each row, interpolated between whole ones."""
     below = jnp.minimum(at.astype(jnp.int32), x.shape[-1] - 2)
-
-    def one_by_one(x: Array, below: Array) -> tuple[Array, Array]:
-        return tuple(jnp.take_along_axis(x, each, axis=-1) for each in (below, below + 1))
-
-    def paired(x: Array, below: Array) -> tuple[Array, Array]:
-        # The gradient scatters, one number at a time: both neighbours are one number, which has one index.
-        pairs = jax.lax.complex(x[..., :-1], x[..., 1:])
-        first = pairs.shape[-1] * jnp.arange(pairs.size // pairs.shape[-1]).reshape(*pairs.shape[:-1], 1)
-        found = pairs.reshape(-1).at[(first + below).reshape(-1)].get(mode="promise_in_bounds").reshape(below.shape)
-        return found.real, found.imag
-
-    # Over several devices flat rows would have to be gathered first.
-    left, right = jax.lax.platform_dependent(x, below, cpu=paired, default=one_by_one)
-    return left + (right - left) * (at - below)
+    part = at - below
+    left, right = jax.lax.platform_dependent(x, below, cpu=neighbours_in_pairs, default=neighbours)
+    return left * (1 - part) + right * part
 
 
 class CoPE(PositionalEncoding):
@@ -239,7 +241,7 @@ class CoPE(PositionalEncoding):
         return some
 
     def flops(self, shape: Shape, length: int) -> float:
-        return shape.width * (seen(shape, length) + self.positions) + shape.heads * PIECE * seen(shape, length)
+        return shape.width * (seen(shape, length) + self.positions)
 
-    def floats(self, shape: Shape, rows: float) -> float:
-        return 5 * rows * shape.heads
+    def floats(self, shape: Shape, rows: float, layers: int) -> float:
+        return 5 * rows * shape.heads * layers

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rope_lm.positional.content import between, onward
+from rope_lm.positional.content import between, neighbours, neighbours_in_pairs, onward
 
 
 @pytest.mark.parametrize("length", [1, 31, 32, 33, 100, 256])
@@ -17,8 +17,20 @@ def test_onward_is_a_cumulative_sum_from_the_end(length):
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_between_interpolates_and_its_gradient_goes_to_both_neighbours(compiled):
+def test_neighbours_are_the_same_on_every_platform():
+    x, below = jax.random.normal(jax.random.key(0), (2, 3, 5)), jnp.array([[[0, 3, 1, 1, 2, 3]] * 3] * 2)
+    weights = jax.random.normal(jax.random.key(1), (2, 2, 3, 6))
+    expected = np.stack([np.take_along_axis(np.asarray(x), each, axis=-1) for each in (below, below + 1)])
+    for way in (neighbours, neighbours_in_pairs):
+        np.testing.assert_array_equal(jnp.stack(way(x, below)), expected)
+    found, plain = (
+        jax.grad(lambda x, way=way: jnp.sum(jnp.stack(way(x, below)) * weights))(x)
+        for way in (neighbours_in_pairs, neighbours)
+    )
+    np.testing.assert_allclose(found, plain, rtol=1e-6, atol=1e-6)
+
+
+def test_between_interpolates_and_its_gradient_goes_to_both_neighbours():
     """Among the places: whole ones, the first and the last, and some more than once."""
     x = jax.random.normal(jax.random.key(0), (2, 3, 5))
     at = jnp.array([0.0, 0.25, 1.0, 1.5, 1.75, 3.0, 3.5, 4.0, 4.0])
@@ -29,7 +41,7 @@ def test_between_interpolates_and_its_gradient_goes_to_both_neighbours(compiled)
         return jnp.einsum("bnp,bnps->bns", x, jnp.maximum(0, 1 - jnp.abs(at[:, :, None] - jnp.arange(5.0)[:, None])))
 
     of = lambda f: jax.value_and_grad(lambda x: jnp.sum(f(x, at) * weights))  # noqa: E731
-    found, expected = (jax.jit(of(between)) if compiled else of(between))(x), of(hats)(x)
+    found, expected = of(between)(x), of(hats)(x)
     for mine, plain in zip(found, expected, strict=True):
         np.testing.assert_allclose(mine, plain, rtol=1e-5, atol=1e-6)
     # By its place: the slope to the next of x, but for the last, whose place is held there.

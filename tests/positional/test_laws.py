@@ -47,6 +47,8 @@ place = hypothesis.strategies.integers(0, 100_000)
 half = hypothesis.strategies.integers(1, 32)
 base = hypothesis.strategies.floats(2, 1e7)
 every_encoding = pytest.mark.parametrize("name", sorted(positional.ENCODINGS))
+BOTH_WAYS = [name for name in CLAIMS if not positional.ENCODINGS[name].backward]
+EVERY_WAY = [(name, True) for name in sorted(positional.ENCODINGS)] + [(name, False) for name in BOTH_WAYS]
 
 
 def claimants(claim: str, holds: bool = True) -> pytest.MarkDecorator:
@@ -155,18 +157,18 @@ def test_what_an_encoding_adds_is_float32_under_bfloat16(name):
         np.testing.assert_allclose(ours.astype(jnp.float32), theirs, rtol=2**-8, atol=2**-8)
 
 
-@every_encoding
+@pytest.mark.parametrize("name, causal", EVERY_WAY)
 @pytest.mark.parametrize("length", [1, 80])
-def test_what_is_known_of_whole_rows_changes_nothing(name, length):
+def test_what_is_known_of_whole_rows_changes_nothing(name, causal, length):
     """Their mask, their distances, and what blocks of queries see (80 tokens are two blocks, one of them short)."""
-    made, text = strong(name, position=position(name, 80)), tokens(2, length)
+    made, text = strong(name, causal=causal, position=position(name, 80)), tokens(2, length)
     np.testing.assert_allclose(made(text)[0], made(text, packed(jnp.ones_like(text)))[0], atol=2e-5)
 
 
-@pytest.mark.parametrize("name", [name for name, each in positional.ENCODINGS.items() if each.biased()])
-def test_what_is_known_of_distances_changes_no_gradient(name):
+@pytest.mark.parametrize("name, causal", [each for each in EVERY_WAY if positional.ENCODINGS[each[0]].biased()])
+def test_what_is_known_of_distances_changes_no_gradient(name, causal):
     """In two blocks of queries, one of them short."""
-    made, text = strong(name, layers=1, position=position(name, 80)), tokens(2, 80)
+    made, text = strong(name, causal=causal, layers=1, position=position(name, 80)), tokens(2, 80)
     graph, params, rest = nnx.split(made, nnx.Param, ...)
 
     @jax.jit
@@ -359,9 +361,14 @@ def test_padding_and_packing_positions():
     assert isinstance(made, Positions)
 
 
-# --- where tokens see what is ahead of them ---------------------------------------------------------------------------
+@pytest.mark.parametrize("some", [slice(None), slice(2, 5), slice(-3, None), slice(None, None, 2)])
+def test_some_of_a_whole_row_stand_where_they_stood(some):
+    whole = contiguous(6, 10)
+    assert whole[some].index[0].tolist() == list(range(10, 16))[some]
+    assert whole[some].start == (None if some.step else range(10, 16)[some].start)
 
-BOTH_WAYS = [name for name in CLAIMS if not positional.ENCODINGS[name].backward]
+
+# --- where tokens see what is ahead of them ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", BOTH_WAYS)
