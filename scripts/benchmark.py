@@ -178,7 +178,7 @@ def _machine() -> dict[str, object]:
 def _table(scale: str, rows: list[dict]) -> Table:
     shape = ", ".join(f"{key} {value}" for key, value in rows[0]["shape"].items())
     kernels = ", ".join(sorted({row["kernel"] for row in rows}))
-    heads = ("compile s", "step ms", "tokens /s", "of peak", "over none", "MB", "prefill ms", "token ms")
+    heads = ("compile s", "step ms", "tokens /s", "of peak", "over none, %", "MB", "prefill ms", "token ms")
     table = Table(
         Column("encoding", no_wrap=True),
         *(Column(head, justify="right", min_width=max(map(len, head.split()))) for head in heads),
@@ -194,7 +194,7 @@ def _table(scale: str, rows: list[dict]) -> Table:
             f"{1e3 * row['step_seconds']:.1f}",
             f"{row['tokens_per_second']:,.0f}",
             f"{100 * row['utilization']:.0f}%",
-            "" if row["overhead"] is None or row["encoding"] == "none" else f"{100 * row['overhead']:+.1f}%",
+            "" if row["overhead"] is None or row["encoding"] == "none" else f"{100 * row['overhead']:+.1f}",
             f"{row['peak_bytes'] / 1e6:,.0f}",
             f"{1e3 * row['prefill_seconds']:.1f}",
             f"{1e3 * row['token_seconds']:.2f}",
