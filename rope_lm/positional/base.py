@@ -23,7 +23,7 @@ Added = Callable[[slice, slice], Float[Array, "#B N T S"]]
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def for_rows(x: Float[Array, "*S"], rows: int) -> Float[Array, "B *S"]:
     """The same x for each of so many rows. Its gradient is summed over them by a matrix product: XLA's own sum over a
-    leading axis makes a trained bias cost 24% of a step on two CPU cores, this 5% (128 wide, 4 layers, length 256,
+    leading axis made a trained bias cost 24% of a step on two CPU cores, this 5% (128 wide, 4 layers, length 256,
     batch 16)."""
     return jnp.broadcast_to(x, (rows, *x.shape))
 
