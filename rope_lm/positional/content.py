@@ -165,8 +165,8 @@ PIECE = 32  # keys whose sums are one product in `onward`
 def onward(x: Float[Array, "*rows S"]) -> Float[Array, "*rows S"]:
     """The sum of each number and all that come after it, by products with triangles, within pieces and over them.
 
-    XLA does not see that a cumulative sum in the backward pass is the one of the forward pass, and computes anew what
-    hangs on it: with them CoPE took half as long again as with these (two CPU cores).
+    XLA does not see that a cumulative sum in the backward pass is the one of the forward pass: it would compute anew
+    what hangs on it.
     """
     rows, length = x.shape[:-1], x.shape[-1]
     if short := -length % PIECE:
