@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from rope_lm.attention.base import Attention, Turn
 from rope_lm.positional import Added, PositionalEncoding
@@ -12,16 +12,31 @@ from rope_lm.refusal import Refusal
 LEAST = 1e-37  # of a denominator: a query that no key answers to gathers nothing
 
 
+def orthonormal(rows: Float[Array, "N H H"]) -> Float[Array, "N H H"]:
+    """Each row less its parts along the rows before it, at length 1: Gram and Schmidt's way, each part taken off twice
+    (Giraud, Langou and Rozloznik 2005: twice is enough). It is QR's Q, transposed, where R's diagonal is positive: then
+    all directions are equally likely (Mezzadri 2007, arXiv math-ph/0609050, section 5).
+
+    Not by jnp.linalg.qr: on a CPU several of them at once wait for threads of the pool that they run on, and where
+    every core is a device of its own a step waited for ever.
+    """
+
+    def straighten(i: Int[Array, ""], done: Array) -> Array:
+        row, before = done[:, i], done * (jnp.arange(done.shape[1]) < i)[:, None]
+        for _ in range(2):
+            row = row - jnp.einsum("nj,njh->nh", jnp.einsum("njh,nh->nj", before, row), before)
+        return done.at[:, i].set(row / jnp.linalg.norm(row, axis=-1, keepdims=True))
+
+    return jax.lax.fori_loop(0, rows.shape[1], straighten, rows)
+
+
 def projection(key: jax.Array, features: int, head_size: int) -> Float[Array, "F H"]:
     """Random directions: orthogonal within each `head_size` of them, with the lengths of Gaussian vectors (FAVOR+,
     arXiv 2009.14794, section 2.4)."""
     blocks = -(-features // head_size)
     turn, length = jax.random.split(key)
-    squares, upper = jnp.linalg.qr(jax.random.normal(turn, (blocks, head_size, head_size)))
-    # QR alone prefers some directions, and attention would be off by as much as 0.015 however many features there are;
-    # with the signs of R's diagonal all are as likely (Mezzadri 2007, arXiv math-ph/0609050, section 5).
-    squares = squares * jnp.sign(jnp.diagonal(upper, axis1=1, axis2=2))[:, None]
-    directions = squares.swapaxes(1, 2).reshape(-1, head_size)[:features]
+    squares = jax.random.normal(turn, (blocks, head_size, head_size)).swapaxes(1, 2)
+    directions = orthonormal(squares).reshape(-1, head_size)[:features]
     norms = jnp.linalg.norm(jax.random.normal(length, (features, head_size)), axis=-1, keepdims=True)
     return directions * norms
 

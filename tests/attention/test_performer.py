@@ -60,6 +60,21 @@ def test_the_kernel_is_unbiased():
     assert np.mean(np.abs(np.mean(found, axis=0) - exact) < 2 * error) > 0.85
 
 
+def test_nothing_that_is_drawn_waits_for_threads():
+    """On two devices that share two threads, LAPACK's QR of several matrices did, for ever."""
+    drawn = jax.jit(lambda key: Performer(features=64, redraw=9, block=64).draw(key, 4, 32))
+    assert "custom-call" not in drawn.lower(jax.random.key(0)).compile().as_text()
+
+
+def test_directions_are_those_of_qr_with_a_positive_diagonal():
+    """As they were drawn for the archived runs."""
+    turn, length = jax.random.split(jax.random.key(3))
+    q, r = jnp.linalg.qr(jax.random.normal(turn, (2, 32, 32)))
+    expected = (q * jnp.sign(jnp.diagonal(r, axis1=1, axis2=2))[:, None]).swapaxes(1, 2).reshape(64, 32)
+    norms = jnp.linalg.norm(jax.random.normal(length, (64, 32)), axis=-1, keepdims=True)
+    np.testing.assert_allclose(projection(jax.random.key(3), 64, 32), expected * norms, atol=1e-4)
+
+
 def test_directions_are_orthogonal_within_a_head_and_as_long_as_gaussian_vectors():
     drawn = np.asarray(projection(jax.random.key(0), 1024, 16))
     for block in drawn.reshape(-1, 16, 16):
