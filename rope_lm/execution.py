@@ -4,6 +4,8 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
+WRITTEN_OUT = {"cpu": 4, "gpu": 12}  # layers at most
+
 
 class Execution(NamedTuple):
     """What the manifest of a run says of it."""
@@ -12,25 +14,43 @@ class Execution(NamedTuple):
     pieces: int  # of a batch, one after another
     written_out: bool  # the layers, instead of a loop
     in_place: bool  # a step's state takes the memory of the one before
+    columns: int  # the product that makes logits has a whole number of these
 
 
 def choose(
-    platform: str, mesh: Mapping[str, int], layers: int, remat: str, batch: int, accumulate: int, length: int
+    platform: str,
+    mesh: Mapping[str, int],
+    layers: int,
+    remat: str,
+    batch: int,
+    accumulate: int,
+    length: int,
+    in_turn: bool,
 ) -> Execution:
-    """For a `platform` as JAX names it, and a mesh of these sizes that divide the rows of `batch`. Times were measured
-    on two CPU cores, a device each: 128 wide, 4 layers, length 256, batch 16."""
+    """For a `platform` as JAX names it, and a mesh of these sizes that divide the rows of `batch`; `in_turn`: members
+    cannot be computed at once. Times were measured on two CPU cores, a device each (128 wide, 4 layers, length 256,
+    batch 16), and on an H200 (GPT-2 small: 32 rows of 1,024 tokens, 50,257 of them, bfloat16)."""
+    # A loop has to put what it keeps into larger arrays. Without it XLA keeps what it likes, whatever `remat` says, but
+    # for "full", which asks for little memory and so stays a loop: 205 ms a step become 189, and 85 on the H200 76. Few
+    # layers alone: compiling is to stay short.
+    written_out = layers <= WRITTEN_OUT.get(platform, 0) and remat != "full"
     if platform != "cpu":
-        return Execution(in_turn=False, pieces=accumulate, written_out=False, in_place=True)
+        return Execution(
+            in_turn=in_turn and mesh["member"] == 1,
+            pieces=accumulate,
+            written_out=written_out,
+            in_place=True,
+            # An odd number of columns leaves rows that do not begin where a GPU reads at once: 77 ms become 62.
+            columns=64 if platform == "gpu" else 1,
+        )
     return Execution(
         # A batch dimension, even of one, makes matrix products a third slower: 143 ms a step of one member become 194.
         in_turn=mesh["member"] == 1,
         pieces=accumulate * _that_fit_a_cache(batch // accumulate // (mesh["data"] * mesh["fsdp"]), length),
-        # A loop has to put what it keeps into larger arrays. Without it XLA keeps what it likes, whatever `remat` says,
-        # but for "full", which asks for little memory and so stays a loop: 205 ms a step become 189. Few layers alone:
-        # compiling is to stay short.
-        written_out=layers <= 4 and remat != "full",
+        written_out=written_out,
         # XLA then copies parameters and moments first, to read them once more: 2% of a step, and as much memory.
         in_place=False,
+        columns=1,
     )
 
 

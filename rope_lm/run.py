@@ -83,7 +83,9 @@ class Plan:
             batch=batch,
             members=len(self.members) // mesh["member"],
             mesh=mesh,
-            execution=execution.choose(platform, mesh, layers, remat, batch, accumulate, length),
+            execution=execution.choose(
+                platform, mesh, layers, remat, batch, accumulate, length, self.program.execution.in_turn
+            ),
         )
 
 
@@ -118,7 +120,8 @@ def draft(config: Mapping[str, Any]) -> Plan:
     encoding = positional.encoding(model["position"])
     platform = mesh.devices.flat[0].platform
     head_size = model["width"] // max(1, model["heads"])  # a model without heads is refused below
-    model["attention"] = attention.resolve(model["attention"], platform, model["dtype"], encoding.biased(), head_size)
+    apart = mesh.shape["member"]
+    model["attention"] = attention.resolve(model["attention"], platform, model["dtype"], encoding, head_size, apart)
     build = {"steps": config["steps"], "members": len(members), "mesh": mesh}
     # Once with any vocabulary, so that a mistake in the model is named before minutes are spent on preparing text.
     section = bind(data.make, config["data"], "data", {})

@@ -83,10 +83,10 @@ def load(workdir: Path, position: Mapping[str, Any] | None = None, length: int |
     config, manifest = read(workdir)
     mesh = sharding.make(1, 1, 1, 1)
     model = {**config["model"], "position": dict(position or config["model"]["position"])}
-    biased = positional.encoding(model["position"]).biased()
+    encoding = positional.encoding(model["position"])
     auto = {**model["attention"], **({"kernel": "auto"} if "kernel" in model["attention"] else {})}
     model["attention"] = attention.resolve(
-        auto, mesh.devices.flat[0].platform, model["dtype"], biased, model["width"] // model["heads"]
+        auto, mesh.devices.flat[0].platform, model["dtype"], encoding, model["width"] // model["heads"]
     )
     program = training.make(
         model,

@@ -91,8 +91,9 @@ def make(
     decays = _metadata(shapes, lambda path, variable: variable.decays)
     adam = optimizer.make(**bind(optimizer.make, optimization, "optimizer", {"steps": steps, "decays": decays}))
     sharding.check(mesh.shape, members, _share(batch, adam.accumulate), model["width"], model["heads"], model["hidden"])
+    in_turn = shell.attention.in_turn(type(shell.position))
     way = execution.choose(
-        mesh.devices.flat[0].platform, mesh.shape, shell.layers, shell.remat, batch, adam.accumulate, length
+        mesh.devices.flat[0].platform, mesh.shape, shell.layers, shell.remat, batch, adam.accumulate, length, in_turn
     )
 
     def draws(seed: UInt[Array, ""], step: Int[Array, ""]) -> dict[str, Any]:
@@ -104,7 +105,7 @@ def make(
 
     def of(params: Any, drawn: Any) -> Transformer:
         made = nnx.merge(graph, nnx.State(params), nnx.State(drawn))
-        made.written_out = way.written_out
+        made.written_out, made.columns = way.written_out, way.columns
         return made
 
     def forward(model: Transformer, rows: Int[Array, "B W"], keys: Key[Array, "B"]) -> tuple[Array, Array]:

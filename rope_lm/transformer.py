@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from functools import wraps
 from typing import Any, NamedTuple
 
 import jax
@@ -48,6 +49,19 @@ REMAT: dict[str, Callable[[Callable], Callable]] = {
 }
 
 
+def in_full(function: Callable) -> Callable:
+    """`function`, traced so that products of float32 numbers are computed in float32, forward and backward: a GPU would
+    round them to TF32 first, which has 10 bits of fraction, and a TPU to bfloat16. It changes nothing on a CPU, nor for
+    numbers in bfloat16."""
+
+    @wraps(function)
+    def traced(*given: Any, **named: Any) -> Any:
+        with jax.default_matmul_precision("highest"):
+            return function(*given, **named)
+
+    return traced
+
+
 class Drawn(nnx.Variable):
     """What attention draws at random, and nobody trains: [L F H]."""
 
@@ -58,11 +72,12 @@ class Transformer(nnx.Module):
 
     Inside, activations are [R D] with R = B * T rows: on the CPU every linear layer is then one plain matrix product.
     Where several devices share the rows, `placed` says how the stream lies over them. `written_out`: the layers are
-    written one after another, instead of as a loop.
+    written one after another, instead of as a loop. `columns`: the product that makes logits has a whole number of
+    these, the last of them for no token.
     """
 
     placed = staticmethod(sharding.anywhere)
-    written_out = False
+    written_out, columns = False, 1
 
     def __init__(
         self,
@@ -113,6 +128,7 @@ class Transformer(nnx.Module):
         self.head = None if tied else Linear((width, vocabulary), ("width", "vocabulary"), 1.0, self.dtype, rngs)
         self.transform = Transform(width, vocabulary, style, self.dtype, rngs) if style.transform else None
 
+    @in_full
     def __call__(
         self, tokens: Int[Array, "B T"], positions: Positions | None = None, cache: Cache | None = None
     ) -> tuple[Float[Array, "B T V"], Cache | None]:
@@ -125,14 +141,20 @@ class Transformer(nnx.Module):
         if self.head is None:
             # The table's rows have `embedding_scale` variance, a head's should have 1/D.
             x = x * (1 / (self.embedding_scale * math.sqrt(self.width)))
-            logits = x @ self.embedding[...].astype(self.dtype).T
+            weight = self.embedding[...].astype(self.dtype).T
         else:
-            logits = self.head(x)
+            weight = self.head.weight[...].astype(self.dtype)
+        vocabulary = weight.shape[1]
+        if more := -vocabulary % self.columns:
+            logits = (x @ jnp.pad(weight, ((0, 0), (0, more))))[:, :vocabulary]
+        else:
+            logits = x @ weight
         if self.transform is not None:
             logits = logits + self.transform.bias[...].astype(self.dtype)
         cache = None if cache is None else Cache(*kept, seen, cache.used + tokens.shape[1])
         return logits.astype(jnp.float32).reshape(*tokens.shape, -1), cache
 
+    @in_full
     def stream(
         self, tokens: Int[Array, "B T"], positions: Positions | None, cache: Cache | None, attend: Callable
     ) -> tuple[Float[Array, "R D"], Positions, Any]:

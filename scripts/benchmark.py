@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -24,6 +25,7 @@ EXAMPLES = """examples:
   python -m scripts.benchmark --encodings=all --out=results/benchmark
   python -m scripts.benchmark --encodings=none,rotary --only-encodings
   python -m scripts.benchmark --shape=width=64,layers=2,length=128 --out=results/benchmark
+  python -m scripts.benchmark --scale=gpt2 --shape=tokenizer=bpe:50257,tied=True --data=text:PATH
 
 All that is compared took turns in one process, but compile times, which are of a single one. FLOPs are counted by
 rope_lm.transformer.flops_per_token, the causal half of attention alone; utilisation is their rate over that of a square
@@ -33,19 +35,33 @@ and what was refused says why."""
 FEW = ("none", "learned", "sinusoidal", "relative_bias", "rotary")
 LISTS = {"few": FEW, "all": tuple(POSITIONS)}
 MEMBERS, LAYERS, LENGTHS = (1, 2, 4, 8), (2, 16), (128, 1024, 4096)
-SHAPE = ("width", "layers", "heads", "length", "batch")
+SHAPE = {
+    "width": "model",
+    "layers": "model",
+    "heads": "model",
+    "dtype": "model",
+    "tied": "model",
+    "length": "data",
+    "batch": "data",
+    "tokenizer": "data",
+}
 
 
 def main() -> int:
     parser = entry.parser("benchmark", __doc__, EXAMPLES)
     parser.add_argument("--scale", default="tiny", help=f"one or more of {', '.join(SCALES)}, with commas (tiny)")
-    parser.add_argument("--shape", default="", help="changes to the scale: width=,layers=,heads=,length=,batch=")
+    parser.add_argument(
+        "--data", default="stdlib", help="the text, as in configs/lm.py: its tokens hang on it (stdlib)"
+    )
+    parser.add_argument("--shape", default="", help=f"changes to the scale: {'=,'.join(SHAPE)}=")
     parser.add_argument("--encodings", default="few", help=f"with commas, all, or few: {', '.join(FEW)} (few)")
     parser.add_argument("--attention", default="softmax", help=f"{' or '.join(ATTENTIONS)} (softmax)")
     parser.add_argument("--only-encodings", action="store_true", help="leave out all that is measured of rotary alone")
     parser.add_argument("--out", help="a folder for benchmark.json and benchmark.svg (nothing is written)")
     arguments = parser.parse_args()
-    scales = [(scale, pick("--scale", scale, SCALES)) for scale in arguments.scale.split(",")]
+    scales = arguments.scale.split(",")
+    for scale in scales:
+        pick("--scale", scale, SCALES)
     pick("--attention", arguments.attention, ATTENTIONS)
     names = arguments.encodings.split(",")
     for name in names if arguments.encodings not in LISTS else ():
@@ -54,7 +70,7 @@ def main() -> int:
     entry.huge_pages()
     from rope_lm import benchmark  # JAX, which takes seconds, in the process that stays
 
-    entry.cores_as_devices(_config(FEW[0], "softmax", scales[0][0], shape))
+    entry.cores_as_devices(_config(f"scale={scales[0]}", shape))
     if arguments.encodings in LISTS:
         names = [name for name in LISTS[arguments.encodings] if _fits(name, arguments.attention)]
     result: dict = {"machine": _machine(), "rows": []}
@@ -63,9 +79,12 @@ def main() -> int:
     # Empty, so that times of compiling are real, and what is measured in several ways is compiled once.
     with tempfile.TemporaryDirectory() as folder:
         entry.compilation_cache(folder)
-        for scale, preset in scales:
-            configs = {name: _config(name, arguments.attention, scale, shape) for name in names}
-            result["peak_flops"] = benchmark.matmul_peak(preset["model"]["dtype"])
+        for scale in scales:
+            shared = f"scale={scale},data={arguments.data}"
+            configs = {
+                name: _config(f"position={name},attention={arguments.attention},{shared}", shape) for name in names
+            }
+            result["peak_flops"] = benchmark.matmul_peak(configs[names[0]]["model"]["dtype"])
             rows = benchmark.encodings(configs, result["peak_flops"])
             if not _measured(rows):
                 raise Refusal(rows[0]["refused"])
@@ -77,7 +96,7 @@ def main() -> int:
             save(draw=True)
             if not arguments.only_encodings:
                 result[scale] = {"encoding": "rotary"}
-                _more(benchmark, scale, shape, console, result[scale], save)
+                _more(benchmark, shared, shape, console, result[scale], save)
     return 0
 
 
@@ -97,9 +116,9 @@ def _fits(name: str, attention: str) -> bool:
     return True
 
 
-def _more(benchmark, scale: str, shape: dict[str, int], console: Console, found: dict, save: Callable) -> None:
+def _more(benchmark, shared: str, shape: dict[str, Any], console: Console, found: dict, save: Callable) -> None:
     """Everything that is measured of rotary alone, into `found`; printed and saved as it comes."""
-    config = _config("rotary", "softmax", scale, shape)
+    config = _config(f"position=rotary,{shared}", shape)
     say = lambda text: console.print(text, highlight=False)  # noqa: E731
 
     @contextmanager
@@ -134,25 +153,31 @@ def _more(benchmark, scale: str, shape: dict[str, int], console: Console, found:
         found["depths"] = rows = benchmark.depths(config, LAYERS)
         say("layers, compiling: " + listed(rows, lambda row: f"{row['compile_seconds']:.1f} s"))
     with section("lengths"):
-        configs = {each: _config("rotary", each, scale, shape) for each in ATTENTIONS}
+        configs = {each: _config(f"position=rotary,attention={each},{shared}", shape) for each in ATTENTIONS}
         for attention, rows in benchmark.lengths(configs, LENGTHS).items():
             found["lengths" if attention == "softmax" else f"lengths_{attention}"] = rows
             say(f"{attention}, a token of rows of " + listed(rows, token))
 
 
-def _shape(text: str) -> dict[str, int]:
-    chosen = {key: value for key, value in parse(text, dict.fromkeys(SHAPE, "")).items() if value}
+def _shape(text: str) -> dict[str, Any]:
+    chosen: dict[str, Any] = {key: value for key, value in parse(text, dict.fromkeys(SHAPE, "")).items() if value}
     for key, value in chosen.items():
-        least = 2 if key == "length" else 1  # half a row is read, the other half written
-        if not value.isdigit() or int(value) < least:
-            raise Refusal(f"--shape={key}={value}: must be a whole number of at least {least}")
-    return {key: int(value) for key, value in chosen.items()}
+        if key == "tied":
+            chosen[key] = pick("--shape=tied", value, {"True": True, "False": False})
+        elif key == "dtype":
+            pick("--shape=dtype", value, {"float32": 4, "bfloat16": 2})
+        elif key != "tokenizer":
+            least = 2 if key == "length" else 1  # half a row is read, the other half written
+            if not value.isdigit() or int(value) < least:
+                raise Refusal(f"--shape={key}={value}: must be a whole number of at least {least}")
+            chosen[key] = int(value)
+    return chosen
 
 
-def _config(name: str, attention: str, scale: str, shape: dict[str, int]) -> dict:
-    config = lm.get_config(f"position={name},attention={attention},scale={scale}")
+def _config(text: str, shape: dict[str, Any]) -> dict:
+    config = lm.get_config(text)
     for key, value in shape.items():
-        (config.data if key in ("length", "batch") else config.model)[key] = value
+        config[SHAPE[key]][key] = value
     config.steps, config.data.validation = 200, 8
     return entry.plain(config)
 

@@ -23,24 +23,29 @@ ALONE = {"member": 1, "data": 1, "fsdp": 1, "tensor": 1}
     ],
 )
 def test_a_cpu_works_on_about_a_thousand_tokens_at_once(platform, data, batch, accumulate, length, count):
-    chosen = execution.choose(platform, ALONE | {"data": data}, 2, "products", batch, accumulate, length)
+    chosen = execution.choose(platform, ALONE | {"data": data}, 2, "products", batch, accumulate, length, False)
     assert chosen.pieces == count
 
 
 @pytest.mark.parametrize(
-    "platform, member, layers, remat, in_turn, written_out",
+    "platform, member, layers, remat, apart, in_turn, written_out",
     [
-        ("cpu", 1, 4, "products", True, True),
-        ("cpu", 1, 5, "products", True, False),
-        ("cpu", 1, 4, "full", True, False),
-        ("cpu", 2, 4, "products", False, True),
-        ("gpu", 1, 4, "products", False, False),
-        ("tpu", 1, 4, "products", False, False),
+        ("cpu", 1, 4, "products", False, True, True),
+        ("cpu", 1, 5, "products", False, True, False),
+        ("cpu", 1, 4, "full", False, True, False),
+        ("cpu", 2, 4, "products", False, False, True),
+        ("gpu", 1, 12, "products", False, False, True),
+        ("gpu", 1, 13, "products", False, False, False),
+        ("gpu", 1, 12, "full", False, False, False),
+        ("gpu", 1, 4, "products", True, True, True),
+        ("gpu", 2, 4, "products", True, False, True),
+        ("tpu", 1, 4, "products", False, False, False),
     ],
 )
-def test_members_and_layers(platform, member, layers, remat, in_turn, written_out):
-    chosen = execution.choose(platform, ALONE | {"member": member}, layers, remat, 16, 1, 256)
+def test_members_and_layers(platform, member, layers, remat, apart, in_turn, written_out):
+    chosen = execution.choose(platform, ALONE | {"member": member}, layers, remat, 16, 1, 256, apart)
     assert (chosen.in_turn, chosen.written_out, chosen.in_place) == (in_turn, written_out, platform != "cpu")
+    assert chosen.columns == (64 if platform == "gpu" else 1)
 
 
 @pytest.mark.parametrize(
@@ -50,6 +55,7 @@ def test_members_and_layers(platform, member, layers, remat, in_turn, written_ou
         ({"pieces": 4}, 1e-4),
         ({"written_out": False}, 1e-5),
         ({"in_place": True}, 1e-5),
+        ({"columns": 64}, 1e-5),
     ],
 )
 def test_what_is_chosen_changes_the_program_and_losses_by_rounding_alone(change, tolerance, monkeypatch):

@@ -257,10 +257,20 @@ def test_a_scale_has_the_parameters_that_it_is_named_for(scale, changes, vocabul
     assert sum(leaf.size for leaf in jax.tree.leaves(made.abstract.params)) == pytest.approx(parameters, rel=0.008)
 
 
+@pytest.mark.parametrize("name", ["rotary", "fire", "shaw", "transformer_xl", "cope"])
+@pytest.mark.parametrize("kernel", ["xla", "blocked"])
+def test_products_of_float32_numbers_are_in_float32_forward_and_backward(name, kernel):
+    """A GPU would take TF32 otherwise, and a TPU bfloat16."""
+    made = program(name, 1, model={"attention": {"name": "softmax", "kernel": kernel}})
+    step = made.step.lower(made.abstract, rows(0, 0)[None]).as_text()
+    products = [line for line in step.splitlines() if "dot_general" in line]
+    assert len(products) > 20 and all("precision = [HIGHEST, HIGHEST]" in line for line in products)
+
+
 def test_accumulated_gradients_are_held_a_second_time():
     sizes = {"causal": True, "vocabulary": 257, "length": 8, "members": 1}
     mesh = {"member": 1, "data": 1, "fsdp": 1, "tensor": 1}
-    way = Execution(in_turn=True, pieces=1, written_out=False, in_place=True)
+    way = Execution(in_turn=True, pieces=1, written_out=False, in_place=True, columns=1)
     once, twice = (
         training.memory(section("none", layers=8), 10**6, **sizes, batch=count, mesh=mesh, execution=each)
         for count, each in ((1, way), (2, way._replace(pieces=2)))

@@ -6,6 +6,7 @@ from typing import Any
 from rope_lm.attention.base import Attention
 from rope_lm.attention.performer import Performer
 from rope_lm.attention.softmax import Softmax
+from rope_lm.positional import PositionalEncoding
 from rope_lm.settings import bind, build, named
 
 __all__ = ["ATTENTIONS", "Attention", "make", "resolve"]
@@ -21,12 +22,20 @@ def make(attention: Mapping[str, Any]) -> Attention:
     return build(attention, ATTENTIONS, "model.attention", {})
 
 
-def resolve(attention: Mapping[str, Any], platform: str, dtype: str, biased: bool, head_size: int) -> dict[str, Any]:
-    """The section with what "auto" stands for on a platform, in a dtype, with or without a bias on the logits, of heads
-    of a size.
+def resolve(
+    attention: Mapping[str, Any],
+    platform: str,
+    dtype: str,
+    encoding: type[PositionalEncoding],
+    head_size: int,
+    members: int = 1,
+) -> dict[str, Any]:
+    """The section with what "auto" stands for on a platform, in a dtype, for an encoding, of heads of a size, where so
+    many members cannot take turns.
 
     Raises Refusal as `make` does, and for what cannot run there.
     """
     cls = named(attention, ATTENTIONS, "model.attention")
     bind(cls, {key: value for key, value in attention.items() if key != "name"}, "model.attention", {})
-    return cls.resolve(attention, platform, dtype, biased, head_size)
+    added = "nothing" if not encoding.biased() else "many" if encoding.scored() or members > 1 else "one"
+    return cls.resolve(attention, platform, dtype, added, head_size)

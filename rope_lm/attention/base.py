@@ -24,13 +24,18 @@ class Attention:
     redraw: int = 0  # steps after which what is random in it is drawn again; 0 where nothing is
 
     @staticmethod
-    def resolve(section: Mapping[str, Any], platform: str, dtype: str, biased: bool, head_size: int) -> dict[str, Any]:
-        """The config section with everything decided that hangs on the platform."""
+    def resolve(section: Mapping[str, Any], platform: str, dtype: str, added: str, head_size: int) -> dict[str, Any]:
+        """The config section with everything decided that hangs on the platform. `added` to the logits is "nothing",
+        "one" for all rows that are computed at once, or "many"."""
         return dict(section)
 
     @classmethod
     def check(cls, name: str, encoding: type[PositionalEncoding]) -> None:
         """Raises Refusal, by its name, for an encoding that acts where this attention has no such place."""
+
+    def in_turn(self, encoding: type[PositionalEncoding]) -> bool:
+        """Whether members cannot be computed at once: what each adds to its logits has to be one for all rows."""
+        return False
 
     def draw(self, key: jax.Array, layers: int, head_size: int) -> Float[Array, "L F H"] | None:
         """What is random in it, of every layer; None where nothing is."""

@@ -99,7 +99,8 @@ def shell(model: Model) -> Transformer:
     """The model without its parameters. Raises Refusal for a section that does not fit `Transformer`."""
     section = dict(model.section)
     head_size = section["width"] // section["heads"]
-    kernel = attention.resolve(section["attention"], jax.default_backend(), section["dtype"], False, head_size)
+    encoding = positional.encoding(section["position"])
+    kernel = attention.resolve(section["attention"], jax.default_backend(), section["dtype"], encoding, head_size)
 
     def build() -> Transformer:
         rngs = nnx.Rngs(params=0, position=0, features=0)

@@ -113,8 +113,12 @@ class PositionalEncoding(nnx.Module):
     @classmethod
     def biased(cls) -> bool:
         """Whether the encoding acts on the attention logits (it then excludes kernels that take no bias)."""
-        plain = PositionalEncoding
-        return cls.bias is not plain.bias or cls.score is not plain.score
+        return cls.bias is not PositionalEncoding.bias or cls.scored()
+
+    @classmethod
+    def scored(cls) -> bool:
+        """Whether what it adds to the logits hangs on content too, and so is another for every row."""
+        return cls.score is not PositionalEncoding.score
 
     def flops(self, shape: Shape, length: int) -> float:
         """Multiplications of its own matrix products that one token of a row costs in one layer, forward, beside what

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rope_lm import attention
+from rope_lm import attention, positional
 from rope_lm.attention import softmax
 from rope_lm.positions import contiguous
 from rope_lm.refusal import Refusal
@@ -60,32 +60,83 @@ def test_logits_and_softmax_are_float32_under_bfloat16():
 
 
 @pytest.mark.parametrize(
-    "platform, dtype, biased, head_size, expected",
+    "platform, dtype, encoding, head_size, expected",
     [
-        ("cpu", "float32", False, 64, "blocked"),
-        ("cpu", "bfloat16", True, 64, "blocked"),
-        ("cpu", "bfloat16", False, 20, "blocked"),
-        ("gpu", "bfloat16", False, 64, "cudnn"),
-        ("gpu", "bfloat16", False, 128, "cudnn"),
-        ("gpu", "bfloat16", False, 136, "xla"),
-        ("gpu", "bfloat16", False, 20, "xla"),
-        ("gpu", "bfloat16", True, 64, "xla"),
-        ("gpu", "float32", False, 64, "xla"),
-        ("tpu", "bfloat16", False, 64, "xla"),
+        ("cpu", "float32", "none", 64, "blocked"),
+        ("cpu", "bfloat16", "fire", 64, "blocked"),
+        ("cpu", "bfloat16", "none", 20, "blocked"),
+        ("gpu", "bfloat16", "rotary", 64, "cudnn"),
+        ("gpu", "bfloat16", "none", 128, "cudnn"),
+        ("gpu", "bfloat16", "none", 136, "xla"),
+        ("gpu", "bfloat16", "none", 20, "xla"),
+        ("gpu", "bfloat16", "alibi", 64, "cudnn"),  # one bias for all rows
+        ("gpu", "bfloat16", "shaw", 64, "xla"),  # another for each: it hangs on content
+        ("gpu", "float32", "none", 64, "xla"),
+        ("tpu", "bfloat16", "none", 64, "xla"),
     ],
 )
-def test_one_kernel_for_each_platform_and_head_size(platform, dtype, biased, head_size, expected):
-    section = attention.resolve({"name": "softmax", "kernel": "auto"}, platform, dtype, biased, head_size)
+def test_one_kernel_for_each_platform_encoding_and_head_size(platform, dtype, encoding, head_size, expected):
+    chosen = {"name": "softmax", "kernel": "auto"}
+    encoding = positional.ENCODINGS[encoding]
+    section = attention.resolve(chosen, platform, dtype, encoding, head_size)
     assert section == {"name": "softmax", "kernel": expected}
+
+
+def test_members_on_devices_of_their_own_have_many_biases():
+    auto = {"name": "softmax", "kernel": "auto"}
+    for name, kernel in (("rotary", "cudnn"), ("alibi", "xla")):
+        section = attention.resolve(auto, "gpu", "bfloat16", positional.ENCODINGS[name], 64, members=2)
+        assert section["kernel"] == kernel
+
+
+@pytest.mark.parametrize(
+    "kernel, name, in_turn", [("cudnn", "alibi", True), ("cudnn", "rotary", False), ("xla", "alibi", False)]
+)
+def test_members_take_turns_where_the_kernel_takes_one_bias(kernel, name, in_turn):
+    assert softmax.Softmax(kernel).in_turn(positional.ENCODINGS[name]) == in_turn
+
+
+@pytest.mark.parametrize("rows, length", [(2, 64), (1, 63)])
+def test_flash_leaves_what_cudnn_has_no_right_gradient_of_to_xla(rows, length):
+    q, k, v, bias, _ = inputs(length)
+    bias = jnp.repeat(bias, rows, 0)
+    added = lambda queries, keys: bias[:, :, queries, keys]  # noqa: E731
+    found = [kernel(q, k, v, added, None, True) for kernel in (softmax.flash, softmax.dense)]
+    np.testing.assert_array_equal(*found)
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="there is no NVIDIA GPU")
+@pytest.mark.parametrize("length, size", [(256, 64), (1024, 64), (512, 128)])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("causal", [True, False])
+def test_flash_is_attention_values_and_gradients(length, size, biased, causal):
+    keys = jax.random.split(jax.random.key(0), 5)
+    q, k, v, g = (jax.random.normal(key, (4, length, 2, size)).astype("bfloat16") for key in keys[:4])
+    bias = jax.random.normal(keys[4], (1, 2, length, length)) if biased else None
+
+    def through(kernel, q, k, v, bias):
+        return kernel(q, k, v, None if bias is None else lambda i, j: bias[:, :, i, j], None, causal)
+
+    def of(function, *given):
+        value, pull = jax.vjp(jax.jit(function), *given, bias)
+        return [value, *jax.tree.leaves(pull(g.astype(value.dtype)))]
+
+    with jax.default_matmul_precision("highest"):
+        exact = of(partial(reference, causal=causal), *(x.astype(jnp.float32) for x in (q, k, v)))
+    off = lambda x, y: jnp.linalg.norm((x.astype(jnp.float32) - y).ravel()) / jnp.linalg.norm(y.ravel())  # noqa: E731
+    found = [of(partial(through, kernel), q, k, v) for kernel in (softmax.flash, softmax.dense)]
+    for ours, plain, wanted in zip(*found, exact, strict=True):
+        # A bias is rounded like all else: its gradient too, which `dense` has in float32.
+        assert off(ours, wanted) < max(2 * off(plain, wanted), 5e-3)
 
 
 def test_a_kernel_that_cannot_run_is_refused():
     with pytest.raises(Refusal, match=r"unknown model.attention.kernel 'flsh'"):
-        softmax.choose("flsh", "cpu", "float32", False, 64)
+        softmax.choose("flsh", "cpu", "float32", "nothing", 64)
     with pytest.raises(Refusal, match="not on cpu in float32: choose auto, xla or blocked"):
-        softmax.choose("cudnn", "cpu", "float32", False, 64)
-    with pytest.raises(Refusal, match="with a bias"):
-        softmax.choose("cudnn", "gpu", "bfloat16", True, 64)
+        softmax.choose("cudnn", "cpu", "float32", "nothing", 64)
+    with pytest.raises(Refusal, match="one bias to the logits of all rows, not on gpu in bfloat16 with many: choose"):
+        softmax.choose("cudnn", "gpu", "bfloat16", "many", 64)
     for size in (20, 256):
         with pytest.raises(Refusal, match=f"kernel=cudnn takes heads .* model.width / model.heads = {size}: choose"):
-            softmax.choose("cudnn", "gpu", "bfloat16", False, size)
+            softmax.choose("cudnn", "gpu", "bfloat16", "nothing", size)
