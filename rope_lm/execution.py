@@ -14,7 +14,6 @@ class Execution(NamedTuple):
     pieces: int  # of a batch, one after another
     written_out: bool  # the layers, instead of a loop
     in_place: bool  # a step's state takes the memory of the one before
-    columns: int  # the product that makes logits has a whole number of these
 
 
 def choose(
@@ -40,8 +39,6 @@ def choose(
             pieces=accumulate,
             written_out=written_out,
             in_place=True,
-            # An odd number of columns leaves rows that do not begin where a GPU reads at once: 77 ms become 62.
-            columns=64 if platform == "gpu" else 1,
         )
     return Execution(
         # A batch dimension, even of one, makes matrix products a third slower: 143 ms a step of one member become 194.
@@ -50,7 +47,6 @@ def choose(
         written_out=written_out,
         # XLA then copies parameters and moments first, to read them once more: 2% of a step, and as much memory.
         in_place=False,
-        columns=1,
     )
 
 

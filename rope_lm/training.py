@@ -105,7 +105,7 @@ def make(
 
     def of(params: Any, drawn: Any) -> Transformer:
         made = nnx.merge(graph, nnx.State(params), nnx.State(drawn))
-        made.written_out, made.columns = way.written_out, way.columns
+        made.written_out = way.written_out
         return made
 
     def forward(model: Transformer, rows: Int[Array, "B W"], keys: Key[Array, "B"]) -> tuple[Array, Array]:

@@ -72,12 +72,11 @@ class Transformer(nnx.Module):
 
     Inside, activations are [R D] with R = B * T rows: on the CPU every linear layer is then one plain matrix product.
     Where several devices share the rows, `placed` says how the stream lies over them. `written_out`: the layers are
-    written one after another, instead of as a loop. `columns`: the product that makes logits has a whole number of
-    these, the last of them for no token.
+    written one after another, instead of as a loop.
     """
 
     placed = staticmethod(sharding.anywhere)
-    written_out, columns = False, 1
+    written_out = False
 
     def __init__(
         self,
@@ -141,14 +140,9 @@ class Transformer(nnx.Module):
         if self.head is None:
             # The table's rows have `embedding_scale` variance, a head's should have 1/D.
             x = x * (1 / (self.embedding_scale * math.sqrt(self.width)))
-            weight = self.embedding[...].astype(self.dtype).T
+            logits = x @ self.embedding[...].astype(self.dtype).T
         else:
-            weight = self.head.weight[...].astype(self.dtype)
-        vocabulary = weight.shape[1]
-        if more := -vocabulary % self.columns:
-            logits = (x @ jnp.pad(weight, ((0, 0), (0, more))))[:, :vocabulary]
-        else:
-            logits = x @ weight
+            logits = self.head(x)
         if self.transform is not None:
             logits = logits + self.transform.bias[...].astype(self.dtype)
         cache = None if cache is None else Cache(*kept, seen, cache.used + tokens.shape[1])

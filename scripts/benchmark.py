@@ -35,12 +35,13 @@ and what was refused says why."""
 FEW = ("none", "learned", "sinusoidal", "relative_bias", "rotary")
 LISTS = {"few": FEW, "all": tuple(POSITIONS)}
 MEMBERS, LAYERS, LENGTHS = (1, 2, 4, 8), (2, 16), (128, 1024, 4096)
-SHAPE = {
+SHAPE = {  # where each stands in a config
     "width": "model",
     "layers": "model",
     "heads": "model",
     "dtype": "model",
     "tied": "model",
+    "kernel": "model.attention",
     "length": "data",
     "batch": "data",
     "tokenizer": "data",
@@ -166,7 +167,7 @@ def _shape(text: str) -> dict[str, Any]:
             chosen[key] = pick("--shape=tied", value, {"True": True, "False": False})
         elif key == "dtype":
             pick("--shape=dtype", value, {"float32": 4, "bfloat16": 2})
-        elif key != "tokenizer":
+        elif key not in ("tokenizer", "kernel"):
             least = 2 if key == "length" else 1  # half a row is read, the other half written
             if not value.isdigit() or int(value) < least:
                 raise Refusal(f"--shape={key}={value}: must be a whole number of at least {least}")
@@ -177,7 +178,8 @@ def _shape(text: str) -> dict[str, Any]:
 def _config(text: str, shape: dict[str, Any]) -> dict:
     config = lm.get_config(text)
     for key, value in shape.items():
-        config[SHAPE[key]][key] = value
+        if key != "kernel" or config.model.attention.name == "softmax":
+            config.update_from_flattened_dict({f"{SHAPE[key]}.{key}": value})
     config.steps, config.data.validation = 200, 8
     return entry.plain(config)
 

@@ -193,11 +193,30 @@ def test_lists_hold_what_fits_the_attention(script_main, monkeypatch, flags, nam
     assert tuple(asked) == names
 
 
+def test_a_shape_reaches_the_config_and_the_text_too(script_main, monkeypatch, text):
+    asked = {}
+    monkeypatch.setattr(benchmark, "matmul_peak", lambda dtype: {"bfloat16": 2e9}[dtype])
+    monkeypatch.setattr(benchmark, "encodings", lambda configs, peak: asked.update(configs) or [ROW])
+    shape = "--shape=tokenizer=bpe:300,tied=True,kernel=xla,dtype=bfloat16,length=32,width=16,batch=2"
+    script_main("--only-encodings", "--encodings=alibi", f"--data=text:{text}", shape)
+    found = asked["alibi"]
+    assert found["data"]["name"] == f"text:{text}" and found["data"]["tokenizer"] == "bpe:300"
+    assert found["model"]["tied"] and found["model"]["attention"] == {"name": "softmax", "kernel": "xla"}
+    assert (found["model"]["dtype"], found["model"]["width"], found["model"]["hidden"]) == ("bfloat16", 16, 64)
+    assert (found["data"]["length"], found["data"]["batch"]) == (32, 2)
+    script_main("--only-encodings", "--encodings=none", "--attention=performer", shape)
+    assert asked["none"]["model"]["attention"]["name"] == "performer"
+
+
 @pytest.mark.parametrize(
     "flags, says",
     [
         (["--shape=length=1"], "--shape=length=1: must be a whole number of at least 2"),
         (["--shape=batch=0"], "--shape=batch=0: must be a whole number of at least 1"),
+        (["--shape=tied=yes"], "unknown --shape=tied 'yes': (allowed: False, True)"),
+        (["--shape=dtype=int8"], "unknown --shape=dtype 'int8': (allowed: bfloat16, float32)"),
+        (["--shape=kernel=flash"], "unknown model.attention.kernel 'flash'"),
+        (["--data=text:nowhere"], "nowhere"),
         (["--encodings=few,rotary"], "unknown --encodings 'few'"),
         (["--shape=heads=3"], "model.width=128 is not divisible by model.heads=3"),
         (["--attention=performer", "--encodings=alibi"], "linear attention has none: choose attention=softmax"),

@@ -270,7 +270,7 @@ def test_products_of_float32_numbers_are_in_float32_forward_and_backward(name, k
 def test_accumulated_gradients_are_held_a_second_time():
     sizes = {"causal": True, "vocabulary": 257, "length": 8, "members": 1}
     mesh = {"member": 1, "data": 1, "fsdp": 1, "tensor": 1}
-    way = Execution(in_turn=True, pieces=1, written_out=False, in_place=True, columns=1)
+    way = Execution(in_turn=True, pieces=1, written_out=False, in_place=True)
     once, twice = (
         training.memory(section("none", layers=8), 10**6, **sizes, batch=count, mesh=mesh, execution=each)
         for count, each in ((1, way), (2, way._replace(pieces=2)))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rope_lm import attention
+from rope_lm import attention, positional
 from rope_lm.interop import files
 from rope_lm.interop.layouts import LAYOUTS, Layout
 from rope_lm.interop.tensors import Tensor

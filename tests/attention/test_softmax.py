@@ -69,8 +69,7 @@ def test_logits_and_softmax_are_float32_under_bfloat16():
         ("gpu", "bfloat16", "none", 128, "cudnn"),
         ("gpu", "bfloat16", "none", 136, "xla"),
         ("gpu", "bfloat16", "none", 20, "xla"),
-        ("gpu", "bfloat16", "alibi", 64, "cudnn"),  # one bias for all rows
-        ("gpu", "bfloat16", "shaw", 64, "xla"),  # another for each: it hangs on content
+        ("gpu", "bfloat16", "alibi", 64, "xla"),
         ("gpu", "float32", "none", 64, "xla"),
         ("tpu", "bfloat16", "none", 64, "xla"),
     ],
@@ -82,11 +81,22 @@ def test_one_kernel_for_each_platform_encoding_and_head_size(platform, dtype, en
     assert section == {"name": "softmax", "kernel": expected}
 
 
-def test_members_on_devices_of_their_own_have_many_biases():
-    auto = {"name": "softmax", "kernel": "auto"}
-    for name, kernel in (("rotary", "cudnn"), ("alibi", "xla")):
-        section = attention.resolve(auto, "gpu", "bfloat16", positional.ENCODINGS[name], 64, members=2)
-        assert section["kernel"] == kernel
+@pytest.mark.parametrize("name, members, taken", [
+    ("rotary", 2, True),
+    ("alibi", 1, True),
+    ("alibi", 2, False),  # members on devices of their own have one each
+    ("shaw", 1, False),  # it hangs on content: every row has its own
+])  # fmt: skip
+def test_cudnn_takes_by_name_one_bias_for_all_rows(name, members, taken):
+    asked = {"name": "softmax", "kernel": "cudnn"}
+    resolve = partial(attention.resolve, asked, "gpu", "bfloat16", positional.ENCODINGS[name], 64, members)
+    if taken:
+        assert resolve() == asked
+    else:
+        with pytest.raises(
+            Refusal, match="one bias to the logits of all rows, not on gpu in bfloat16 with many: choose"
+        ):
+            resolve()
 
 
 @pytest.mark.parametrize(
