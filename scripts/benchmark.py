@@ -25,7 +25,7 @@ EXAMPLES = """examples:
   python -m scripts.benchmark --encodings=all --out=results/benchmark
   python -m scripts.benchmark --encodings=none,rotary --only-encodings
   python -m scripts.benchmark --shape=width=64,layers=2,length=128 --out=results/benchmark
-  python -m scripts.benchmark --scale=gpt2 --shape=tokenizer=bpe:50257,tied=True --data=text:PATH
+  python -m scripts.benchmark --scale=gpt2 --shape=tokenizer=bpe:50304,tied=True --data=text:PATH
 
 All that is compared took turns in one process, but compile times, which are of a single one. FLOPs are counted by
 rope_lm.transformer.flops_per_token, the causal half of attention alone; utilisation is their rate over that of a square
