@@ -232,7 +232,7 @@ def memory(
     Parameters, gradients (a second time where they accumulate) and two moments in float32, and the state that follows
     where it has memory of its own; for each token of a piece of the batch what the layers keep for the backward pass
     (the results of their products, or their inputs alone with remat="full"), and what one layer works on or, where that
-    is more, the logits with what is computed from them, in float32; and what the encoding works on. Or, where that is
+    is more, the logits with what is computed from them; and what the encoding works on. Or, where that is
     more, what an evaluation works on: three quarters as much, forward alone, but for the whole batch. A test holds it
     against XLA's account.
     """
@@ -253,7 +253,7 @@ def memory(
 
     def worked(rows: float) -> float:
         # The two of a layer do not live at once, nor do they with the logits.
-        tokens = rows * length * max(between, inside, 4 * 3 * vocabulary)
+        tokens = rows * length * max(between, inside, 3 * size * vocabulary)
         return tokens + 4 * 2 * pairs * encoding.floats(shape, rows, at_once)  # forward and backward
 
     rows = batch / (mesh["data"] * mesh["fsdp"])

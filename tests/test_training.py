@@ -267,6 +267,33 @@ def test_products_of_float32_numbers_are_in_float32_forward_and_backward(name, k
     assert len(products) > 20 and all("precision = [HIGHEST, HIGHEST]" in line for line in products)
 
 
+@pytest.mark.parametrize("name, kernel, scale, members, written_out, found", [
+    ("rotary", "cudnn", "gpt2", 1, True, 17.33),
+    ("rotary", "cudnn", "gpt2", 1, False, 11.07),
+    ("relative_bias", "cudnn", "gpt2", 1, True, 17.36),
+    ("relative_bias", "xla", "gpt2", 1, True, 46.38),
+    ("rotary", "xla", "tiny", 1, True, 0.36),
+    ("rotary", "xla", "tiny", 8, True, 2.63),
+])  # fmt: skip
+def test_memory_is_near_what_xla_says_of_an_h200(name, kernel, scale, members, written_out, found):
+    """results/benchmark_h200/by_hand.json: gigabytes."""
+    config = lm.get_config(f"position={name},scale={scale}")
+    config.model.attention.kernel, tied = kernel, scale == "gpt2"
+    parameters, vocabulary = (123_551_232, 50_257) if tied else (820_000, 257)
+    estimated = training.memory(
+        entry.plain(config)["model"] | {"tied": tied},
+        parameters,
+        causal=True,
+        vocabulary=vocabulary,
+        length=config.data.length,
+        batch=config.data.batch,
+        members=members,
+        mesh={"member": 1, "data": 1, "fsdp": 1, "tensor": 1},
+        execution=Execution(in_turn=False, pieces=1, written_out=written_out, in_place=True),
+    )
+    assert 0.8 < estimated / 1e9 / found < 1.7
+
+
 def test_accumulated_gradients_are_held_a_second_time():
     sizes = {"causal": True, "vocabulary": 257, "length": 8, "members": 1}
     mesh = {"member": 1, "data": 1, "fsdp": 1, "tensor": 1}
