@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from rope_lm import trained
 from rope_lm.attention import Softmax
+from rope_lm.positional import einsum
 from rope_lm.transformer import Transformer
 
 
@@ -79,5 +80,5 @@ def _profile(
     """[L N E] and [L N] of one row, over its second half of queries."""
     found = weights(nnx.merge(graph, state), tokens)[:, 0, :, -away.shape[0] :]
     one_hot = bins[..., None] == jnp.arange(count)
-    mass = jnp.einsum("lnts,tse->lne", found, one_hot.astype(jnp.float32)) / away.shape[0]
-    return mass, jnp.einsum("lnts,ts->ln", found, jnp.abs(away).astype(jnp.float32)) / away.shape[0]
+    mass = einsum("lnts,tse->lne", found, one_hot.astype(jnp.float32)) / away.shape[0]
+    return mass, einsum("lnts,ts->ln", found, jnp.abs(away).astype(jnp.float32)) / away.shape[0]

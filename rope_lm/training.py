@@ -231,10 +231,10 @@ def memory(
 
     Parameters, gradients (a second time where they accumulate) and two moments in float32, and the state that follows
     where it has memory of its own; for each token of a piece of the batch what the layers keep for the backward pass
-    (the results of their products, or their inputs alone with remat="full"), and what one layer works on or, where that
-    is more, the logits with what is computed from them; and what the encoding works on. Or, where that is
-    more, what an evaluation works on: three quarters as much, forward alone, but for the whole batch. A test holds it
-    against XLA's account.
+    (the results of their products, or their inputs alone with remat="full"; more where they are written out), and what
+    one layer works on or, where that is more, the logits with what is computed from them; and what the encoding works
+    on. Or, where that is more, what an evaluation works on: three quarters as much, forward alone, but for the whole
+    batch. Tests hold it against XLA's account, on a CPU and on a GPU.
     """
     width, heads, layers = model["width"], model["heads"], model["layers"]
     inner, size = Style(**model["block"]).inner(model["hidden"]), jnp.dtype(model["dtype"]).itemsize
@@ -260,7 +260,8 @@ def memory(
     piece = rows / execution.pieces
     step = worked(piece) + piece * length * layers * kept
     together = 1 if execution.in_turn else members
-    held = (4 if execution.in_place else 7) * members + (execution.pieces > 1) * together
+    in_place = execution.in_place and (members == 1 or not execution.in_turn)  # those that take turns are copied
+    held = (4 if in_place else 7) * members + (execution.pieces > 1) * together
     states = 4 * parameters * held / (mesh["fsdp"] * mesh["tensor"])
     return int(states + together * max(step, 0.75 * worked(rows)))
 

@@ -166,7 +166,7 @@ def _shape(text: str) -> dict[str, Any]:
         if key == "tied":
             chosen[key] = pick("--shape=tied", value, {"True": True, "False": False})
         elif key == "dtype":
-            pick("--shape=dtype", value, {"float32": 4, "bfloat16": 2})
+            pick("--shape=dtype", value, dict.fromkeys(("float32", "bfloat16")))
         elif key not in ("tokenizer", "kernel"):
             least = 2 if key == "length" else 1  # half a row is read, the other half written
             if not value.isdigit() or int(value) < least:

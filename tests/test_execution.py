@@ -28,7 +28,7 @@ def test_a_cpu_works_on_about_a_thousand_tokens_at_once(platform, data, batch, a
 
 
 @pytest.mark.parametrize(
-    "platform, member, layers, remat, apart, in_turn, written_out",
+    "platform, member, layers, remat, asked, in_turn, written_out",
     [
         ("cpu", 1, 4, "products", False, True, True),
         ("cpu", 1, 5, "products", False, True, False),
@@ -42,8 +42,8 @@ def test_a_cpu_works_on_about_a_thousand_tokens_at_once(platform, data, batch, a
         ("tpu", 1, 4, "products", False, False, False),
     ],
 )
-def test_members_and_layers(platform, member, layers, remat, apart, in_turn, written_out):
-    chosen = execution.choose(platform, ALONE | {"member": member}, layers, remat, 16, 1, 256, apart)
+def test_members_and_layers(platform, member, layers, remat, asked, in_turn, written_out):
+    chosen = execution.choose(platform, ALONE | {"member": member}, layers, remat, 16, 1, 256, asked)
     assert (chosen.in_turn, chosen.written_out, chosen.in_place) == (in_turn, written_out, platform != "cpu")
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -136,3 +137,20 @@ def test_a_mistake_is_one_line_and_nothing_is_written_or_compiled(
     with pytest.raises(Refusal, match=words) as refusal:
         run.train(config, tmp_path / "run", PROVENANCE)
     assert "\n" not in str(refusal.value) and not (tmp_path / "run").exists()
+
+
+def test_members_on_devices_of_their_own_are_told_to_attention(config, monkeypatch):
+    class Told(Exception):
+        pass
+
+    def resolve(*given):
+        raise Told(given[-1])
+
+    def make(member: int, data: int, fsdp: int, tensor: int) -> SimpleNamespace:
+        return SimpleNamespace(shape={"member": 2}, devices=np.array(jax.devices()[:1]))
+
+    monkeypatch.setattr(run.sharding, "make", make)
+    monkeypatch.setattr(run.attention, "resolve", resolve)
+    with pytest.raises(Told) as told:
+        run.draft(config)
+    assert told.value.args == (2,)

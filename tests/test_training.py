@@ -7,7 +7,7 @@ import pytest
 
 from configs import lm
 from configs.presets import BLOCKS
-from rope_lm import positional, sharding, training
+from rope_lm import execution, positional, sharding, training
 from rope_lm.execution import Execution
 from rope_lm.refusal import Refusal
 from scripts import entry
@@ -257,14 +257,42 @@ def test_a_scale_has_the_parameters_that_it_is_named_for(scale, changes, vocabul
     assert sum(leaf.size for leaf in jax.tree.leaves(made.abstract.params)) == pytest.approx(parameters, rel=0.008)
 
 
-@pytest.mark.parametrize("name", ["rotary", "fire", "shaw", "transformer_xl", "cope"])
-@pytest.mark.parametrize("kernel", ["xla", "blocked"])
-def test_products_of_float32_numbers_are_in_float32_forward_and_backward(name, kernel):
+PERFORMER = {"name": "performer", "features": 16, "redraw": 10, "block": 8}
+
+
+@pytest.mark.parametrize("name, attention", [
+    *((name, {"name": "softmax", "kernel": kernel})
+      for name in ("rotary", "fire", "shaw", "transformer_xl", "cope") for kernel in ("xla", "blocked")),
+    ("rotary", PERFORMER),
+    ("rotary_features", PERFORMER),
+])  # fmt: skip
+def test_products_of_float32_numbers_are_in_float32_forward_and_backward(name, attention):
     """A GPU would take TF32 otherwise, and a TPU bfloat16."""
-    made = program(name, 1, model={"attention": {"name": "softmax", "kernel": kernel}})
+    made = program(name, 1, model={"attention": attention})
     step = made.step.lower(made.abstract, rows(0, 0)[None]).as_text()
     products = [line for line in step.splitlines() if "dot_general" in line]
     assert len(products) > 20 and all("precision = [HIGHEST, HIGHEST]" in line for line in products)
+
+
+def test_members_that_take_turns_are_held_a_second_time():
+    sizes = {"causal": True, "vocabulary": 257, "length": 8, "batch": 1}
+    mesh = {"member": 1, "data": 1, "fsdp": 1, "tensor": 1}
+    way = Execution(in_turn=True, pieces=1, written_out=False, in_place=True)
+    one, two = (
+        training.memory(section("none", layers=8), 10**6, **sizes, members=count, mesh=mesh, execution=way)
+        for count in (1, 2)
+    )
+    assert two - one == 4 * 10**6 * (2 * 7 - 4)
+
+
+@pytest.mark.parametrize(
+    "name, kernel, in_turn", [("alibi", "cudnn", True), ("rotary", "cudnn", False), ("alibi", "xla", False)]
+)
+def test_the_kernel_and_the_encoding_say_whether_members_take_turns(name, kernel, in_turn, monkeypatch):
+    asked, choose = [], execution.choose
+    monkeypatch.setattr(execution, "choose", lambda *given: asked.append(given[-1]) or choose(*given))
+    program(name, 2, model={"attention": {"name": "softmax", "kernel": kernel}})
+    assert asked == [in_turn]
 
 
 @pytest.mark.parametrize("name, kernel, scale, members, written_out, found", [

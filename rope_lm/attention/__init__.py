@@ -28,14 +28,14 @@ def resolve(
     dtype: str,
     encoding: type[PositionalEncoding],
     head_size: int,
-    members: int = 1,
+    apart: int = 1,
 ) -> dict[str, Any]:
-    """The section with what "auto" stands for on a platform, in a dtype, for an encoding, of heads of a size, where so
-    many members cannot take turns.
+    """The section with what "auto" stands for on a platform, in a dtype, for an encoding, of heads of a size, where
+    members are on so many devices of their own.
 
     Raises Refusal as `make` does, and for what cannot run there.
     """
     cls = named(attention, ATTENTIONS, "model.attention")
     bind(cls, {key: value for key, value in attention.items() if key != "name"}, "model.attention", {})
-    added = "nothing" if not encoding.biased() else "many" if encoding.scored() or members > 1 else "one"
+    added = "nothing" if not encoding.biased() else "many" if encoding.scored() or apart > 1 else "one"
     return cls.resolve(attention, platform, dtype, added, head_size)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from rope_lm.attention.base import Attention, Turn
-from rope_lm.positional import Added, PositionalEncoding
+from rope_lm.positional import Added, PositionalEncoding, einsum
 from rope_lm.positions import Positions, aligned, visible
 from rope_lm.refusal import Refusal
 
@@ -24,7 +24,7 @@ def orthonormal(rows: Float[Array, "N H H"]) -> Float[Array, "N H H"]:
     def straighten(i: Int[Array, ""], done: Array) -> Array:
         row, before = done[:, i], done * (jnp.arange(done.shape[1]) < i)[:, None]
         for _ in range(2):
-            row = row - jnp.einsum("nj,njh->nh", jnp.einsum("njh,nh->nj", before, row), before)
+            row = row - einsum("nj,njh->nh", einsum("njh,nh->nj", before, row), before)
         return done.at[:, i].set(row / jnp.linalg.norm(row, axis=-1, keepdims=True))
 
     return jax.lax.fori_loop(0, rows.shape[1], straighten, rows)

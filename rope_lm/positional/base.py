@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from rope_lm.positions import Positions
 from rope_lm.refusal import Refusal
 
-# A product of an encoding's own: in float32 where an accelerator's default has fewer bits.
+# A product in float32 where an accelerator's default has fewer bits, outside of `transformer.in_full` as well.
 einsum = partial(jnp.einsum, precision="highest")
 
 # What position adds to the logits of some of the queries, and of some of the keys, all that those see among them;
@@ -50,7 +50,7 @@ class PositionalEncoding(nnx.Module):
 
     An encoding is made from the keyword arguments of its config row, the model's `shape`, and `rngs`, whose `position`
     stream is its own: drawing from it leaves every shared parameter as in the other arms. Angles, tables and biases are
-    float32 whatever the dtype of the activations (bfloat16 rounds 257 to 256).
+    float32 whatever the dtype of the activations (bfloat16 rounds 257 to 256); kernel=cudnn rounds a bias in the end.
     """
 
     limit: int | None = None  # first index that it cannot encode
@@ -112,7 +112,7 @@ class PositionalEncoding(nnx.Module):
 
     @classmethod
     def biased(cls) -> bool:
-        """Whether the encoding acts on the attention logits (it then excludes kernels that take no bias)."""
+        """Whether the encoding acts on the attention logits."""
         return cls.bias is not PositionalEncoding.bias or cls.scored()
 
     @classmethod
