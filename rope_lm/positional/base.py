@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Int
 from rope_lm.positions import Positions
 from rope_lm.refusal import Refusal
 
-# A product in float32 where an accelerator's default has fewer bits, outside of `transformer.in_full` as well.
+# A product in float32 where an accelerator's default has fewer bits: also outside of `transformer.in_full`, and in a
+# backward pass of our own (jax.custom_vjp), which is traced after the forward one that `in_full` holds.
 einsum = partial(jnp.einsum, precision="highest")
 
 # What position adds to the logits of some of the queries, and of some of the keys, all that those see among them;
