@@ -43,7 +43,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 
 # How queries gather values. Same keys as rope_lm.attention.ATTENTIONS.
 ATTENTIONS: dict[str, dict[str, Any]] = {
-    "softmax": {"kernel": "auto"},  # auto, xla, blocked (CPU), cudnn (NVIDIA, bfloat16; with a bias by name alone)
+    "softmax": {"kernel": "auto"},  # auto, xla, blocked (CPU), cudnn (NVIDIA GPUs, bfloat16)
     "performer": {"features": 64, "redraw": 1000, "block": 64},  # random features of a head; steps; tokens
 }
 

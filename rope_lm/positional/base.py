@@ -51,7 +51,7 @@ class PositionalEncoding(nnx.Module):
 
     An encoding is made from the keyword arguments of its config row, the model's `shape`, and `rngs`, whose `position`
     stream is its own: drawing from it leaves every shared parameter as in the other arms. Angles, tables and biases are
-    float32 whatever the dtype of the activations (bfloat16 rounds 257 to 256); kernel=cudnn rounds a bias in the end.
+    float32 whatever the dtype of the activations (bfloat16 rounds 257 to 256); cuDNN's attention alone rounds a bias.
     """
 
     limit: int | None = None  # first index that it cannot encode

@@ -69,7 +69,8 @@ def test_logits_and_softmax_are_float32_under_bfloat16():
         ("gpu", "bfloat16", "none", 128, "cudnn"),
         ("gpu", "bfloat16", "none", 136, "xla"),
         ("gpu", "bfloat16", "none", 20, "xla"),
-        ("gpu", "bfloat16", "alibi", 64, "xla"),
+        ("gpu", "bfloat16", "alibi", 64, "cudnn"),
+        ("gpu", "bfloat16", "shaw", 64, "xla"),
         ("gpu", "float32", "none", 64, "xla"),
         ("tpu", "bfloat16", "none", 64, "xla"),
     ],
@@ -87,16 +88,17 @@ def test_one_kernel_for_each_platform_encoding_and_head_size(platform, dtype, en
     ("alibi", 2, False),  # members on devices of their own have one each
     ("shaw", 1, False),  # it hangs on content: every row has its own
 ])  # fmt: skip
-def test_cudnn_takes_by_name_one_bias_for_all_rows(name, members, taken):
-    asked = {"name": "softmax", "kernel": "cudnn"}
-    resolve = partial(attention.resolve, asked, "gpu", "bfloat16", positional.ENCODINGS[name], 64, members)
-    if taken:
-        assert resolve() == asked
-    else:
+def test_cudnn_takes_one_bias_for_all_rows(name, members, taken):
+    def resolve(kernel: str) -> str:
+        asked = {"name": "softmax", "kernel": kernel}
+        return attention.resolve(asked, "gpu", "bfloat16", positional.ENCODINGS[name], 64, members)["kernel"]
+
+    assert resolve("auto") == ("cudnn" if taken else "xla")
+    if not taken:
         with pytest.raises(
             Refusal, match="one bias to the logits of all rows, not on gpu in bfloat16 with many: choose"
         ):
-            resolve()
+            resolve("cudnn")
 
 
 @pytest.mark.parametrize(
