@@ -41,7 +41,7 @@ def measure(workdir: Path, rows: int, multiple: int) -> dict[str, Any]:
         raise Refusal(f"--rows={rows}: must be from 1 to {len(probe):,}")
     if multiple > 1:
         run = trained.load(workdir, length=probe.length)
-    text = np.stack([probe[row] for row in range(rows)])
+    text = probe[np.arange(rows)]
     mask, distance = (np.stack(each) for each in zip(*map(probe.answers, range(rows)), strict=True))
     ranges = np.log2(distance[mask]).astype(int)
     answers = np.bincount(ranges)

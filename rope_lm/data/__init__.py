@@ -4,11 +4,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import grain
 import numpy as np
 
 from rope_lm.data import batches, corpora, probes, tokens
 from rope_lm.data import tokenizer as tokenizers  # `make` has an argument of that name
+from rope_lm.data.batches import Order
 from rope_lm.data.tokenizer import Tokenizer
 from rope_lm.refusal import Refusal
 
@@ -27,7 +27,7 @@ class Data:
     tokens: dict[str, int]  # by split
     train: batches.Source = field(repr=False)
     validation: np.ndarray = field(repr=False)  # int32 [R T+1], the same rows for every arm and seed
-    orders: dict[int, grain.MapDataset] = field(default_factory=dict, repr=False)
+    orders: dict[int, Order] = field(default_factory=dict, repr=False)
 
     def batch_of(self, seed: int, step: int) -> np.ndarray:
         """int32 [B T+1]: the batch that takes the state from `step` to `step + 1`; a pure function of its arguments."""
@@ -37,9 +37,9 @@ class Data:
         """The batches of steps start to stop - 1, for members of these seeds, read ahead."""
         return batches.ensemble([self._order(seed) for seed in seeds], start, stop)
 
-    def _order(self, seed: int) -> grain.MapDataset:
+    def _order(self, seed: int) -> Order:
         if seed not in self.orders:
-            self.orders[seed] = batches.shuffled(self.train, self.batch, seed)
+            self.orders[seed] = Order(self.train, self.batch, seed)
         return self.orders[seed]
 
 
@@ -65,7 +65,7 @@ def make(
     coder = tokenizers.make(tokenizer, corpus, folder)
     made = tokens.prepare(corpus, coder, folder)
     train = batches.Rows(made.splits["train"], length)
-    batches.shuffled(train, batch, 0)  # refuses text that is too short
+    Order(train, batch, 0)  # refuses text that is too short
     return Data(
         vocabulary=coder.vocabulary,
         length=length,

@@ -45,7 +45,7 @@ class Answers(NamedTuple):
 
 
 class Probe:
-    """The rows of one split of a probe, by number: a source for Grain.
+    """The rows of one split of a probe, by number.
 
     A row hangs on the probe's name, the split (train, validation or test), its number and `length`. Raises Refusal
     for an unknown probe, and for rows that are too short for it.
@@ -64,9 +64,9 @@ class Probe:
     def __len__(self) -> int:
         return ROWS[self.split]
 
-    def __getitem__(self, row: int) -> np.ndarray:
-        """int32 [length + 1]."""
-        return self._row(row).tokens.astype(np.int32)
+    def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
+        """int [B] -> int32 [B length + 1]."""
+        return np.stack([self._row(row).tokens for row in numbers.tolist()]).astype(np.int32)
 
     def answers(self, row: int) -> Answers:
         """Which targets (tokens 1 to `length` of the row) are answers, and at which distance."""
@@ -87,8 +87,7 @@ def fingerprint(splits: Iterable[Probe]) -> str:
     digest = hashlib.sha256()
     for rows in splits:
         digest.update(f"{rows.name} {rows.split} {rows.length} {len(rows)}".encode())
-        for row in range(16):
-            digest.update(rows[row].astype("<i4"))
+        digest.update(rows[np.arange(16)].astype("<i4"))
     return digest.hexdigest()
 
 
