@@ -57,6 +57,7 @@ class PositionalEncoding(nnx.Module):
     limit: int | None = None  # first index that it cannot encode
     relative_norms: bool = False  # whether norms of queries and keys hang on each other's positions
     backward: bool = False  # whether it is defined for keys that are not after the query alone
+    turned_alone: bool = False  # whether what `rotate` makes of a key hangs on that key alone: it is then cached turned
 
     def __init__(self, *, shape: Shape, rngs: nnx.Rngs):
         pass

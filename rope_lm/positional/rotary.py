@@ -70,6 +70,7 @@ class Rotary(PositionalEncoding):
     """
 
     amplitude: float = 1.0  # of queries and of keys
+    turned_alone = True
 
     def __init__(self, base: float, *, shape: Shape, rngs: nnx.Rngs):
         if shape.head_size % 2:
@@ -200,6 +201,8 @@ class DynamicRotary(LinearRotary):
     decoding computed when the text was shorter: that is the method.
     """
 
+    turned_alone = False  # by the length of its document too
+
     def __init__(self, base: float, factor: float, trained: int, *, shape: Shape, rngs: nnx.Rngs):
         super().__init__(base, factor, shape=shape, rngs=rngs)
         _two_planes(shape)
@@ -272,6 +275,7 @@ class XPos(Rotary):
     first and the last key is the most that float32 can hold (fade = 512, as in the paper).
     """
 
+    turned_alone = False  # from the middle of all keys
     backward = True  # towards keys ahead it would grow
     relative_norms = True
 

@@ -131,6 +131,15 @@ def test_dynamic_rotary_scales_each_document_by_its_own_length():
     np.testing.assert_allclose(made(text[:, :8])[0], plain(text[:, :8])[0], atol=2e-5)
 
 
+def test_dynamic_rotary_turns_cached_keys_by_the_length_that_was_reached():
+    """In one layer what is cached hangs on nothing that was read before: the last token sees what a full pass shows."""
+    made, text = strong("rotary_dynamic", layers=1, position=position("rotary_dynamic", 8)), tokens(1)
+    cache = made.cache(1, LENGTH)
+    for at in range(0, LENGTH, 4):
+        logits, cache = made(text[:, at : at + 4], contiguous(4, at), cache)
+    np.testing.assert_allclose(logits[:, -1], made(text)[0][:, -1], atol=2e-5)
+
+
 @pytest.mark.parametrize("name, values", [("kerple_log", {"r1": 0.005, "r2": -1.0}), ("kerple_power", {"r2": 2.5})])
 def test_a_parameter_beyond_its_bound_can_come_back(name, values):
     made = model(name).position
