@@ -157,7 +157,9 @@ class Transformer(nnx.Module):
         layer."""
         batch, length = tokens.shape
         positions = contiguous(length) if positions is None else positions
-        x = self.embedding[...].astype(self.dtype)[tokens]
+        # Looked up and then rounded: what a token that is everywhere adds up to is summed in float32. In bfloat16 the
+        # table's gradient was off by 4% over 2,048 bytes, by 41% over 4,096.
+        x = self.embedding[...][tokens].astype(self.dtype)
         x = self.position.embed(x, positions).reshape(batch * length, self.width)
         x = self.norm(x) if self.norm_first else x
         seen = positions if cache is None else _append(cache, positions, batch)
