@@ -66,7 +66,8 @@ def upper_bound(frequency: np.ndarray, distances: np.ndarray) -> np.ndarray:
 class Rotary(PositionalEncoding):
     """Rotary position embedding (arXiv 2104.09864, section 3.2). `base` of the frequencies: 10,000 in the paper.
 
-    A variant overrides `frequency`, and `amplitude` where it scales the logits too.
+    A variant overrides `frequency`, and `amplitude` where it scales the logits too. One that turns a key by more than
+    its own position says so (`turned_alone`).
     """
 
     amplitude: float = 1.0  # of queries and of keys
