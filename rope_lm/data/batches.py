@@ -65,7 +65,7 @@ class Order:
         return self.rows[np.array([self._shuffled(*each) for each in places])]
 
     def _shuffled(self, epoch: int, place: int) -> int:
-        """The row at a place of an epoch."""
+        """The row at a place of an epoch: what Grain's `shuffle` makes of it, with its own number of rounds."""
         return index_shuffle(place, max_index=len(self.rows) - 1, seed=(self.seed + epoch) % 2**32, rounds=4)
 
 
