@@ -62,6 +62,12 @@ def train(made: training.Program, seeds: list[int], rates: list[float], steps: i
     return state, np.array(losses)
 
 
+def test_compiling_the_start_quickly_changes_no_bit():
+    made, given = program("learned", 2), (np.array([0, 1], np.uint32), np.ones(2, np.float32))
+    fully = made.init.lower(*given).compile(compiler_options={"xla_backend_optimization_level": 3})
+    jax.tree.map(np.testing.assert_array_equal, made.init(*given), fully(*given))
+
+
 @pytest.mark.parametrize("name", sorted(positional.ENCODINGS))
 def test_a_member_equals_its_seed_alone(name):
     together, losses = train(program(name, 3), [5, 6, 7], [1e-2, 1e-2, 3e-3], 5)
