@@ -166,12 +166,12 @@ class Transformer(nnx.Module):
         # Once for all layers, and of what the kernel works on alone.
         parts = self.attention.parts(positions, seen, self.causal)
         biases = [self.position.bias(positions[queries], seen[keys]) for queries, keys in parts]
-        bias = None if biases[0] is None else lambda *part: biases[parts.index(part)]
+        bias = None if biases[0] is None else biases
         graph, blocks = nnx.split(self.blocks)
 
         def body(x, layer):
             number, block, stored, drawn = layer
-            rest = positions, seen, bias, number, drawn, stored
+            rest = positions, seen, parts, bias, number, drawn, stored
             # Said of both ends of a layer: XLA would rather split the width, and keep all rows on every device.
             x, kept = nnx.merge(graph, block)(self.placed(x), batch, lambda q, k, v: attend(q, k, v, *rest))
             return self.placed(x), kept
@@ -191,6 +191,7 @@ class Transformer(nnx.Module):
         v: Float[Array, "B T N E"],
         positions: Positions,
         seen: Positions,
+        parts: positional.Parts,
         bias: positional.Added | None,
         layer: Int[Array, ""],
         drawn: Float[Array, "F H"] | None,
@@ -206,8 +207,9 @@ class Transformer(nnx.Module):
             past_k, past_v, used = stored
             k = jax.lax.dynamic_update_slice_in_dim(past_k, k.astype(past_k.dtype), used, axis=1)
             v = jax.lax.dynamic_update_slice_in_dim(past_v, v.astype(past_v.dtype), used, axis=1)
-        adding = [each for each in (bias, self.position.score(q, k, positions, seen, layer)) if each is not None]
-        added = (lambda *part: sum(each(*part) for each in adding)) if adding else None
+        score = self.position.score(q, k, positions, seen, layer, parts)
+        adding = [each for each in (bias, score) if each is not None]
+        added = [sum(each) for each in zip(*adding, strict=True)] if adding else None
         turned_q, turned_k = (q, k) if alone else self.position.rotate(q, k, positions, seen, layer)
         turn = None
         if self.position.turns_features():

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float
 
-from rope_lm.positional import Added, PositionalEncoding
+from rope_lm.positional import Added, Parts, PositionalEncoding
 from rope_lm.positions import Positions
 
 # What an encoding does to the features of queries and keys, where the attention has features.
@@ -50,7 +50,7 @@ class Attention:
         values to what is gathered."""
         return 0
 
-    def parts(self, q_positions: Positions, k_positions: Positions, causal: bool) -> list[tuple[slice, slice]]:
+    def parts(self, q_positions: Positions, k_positions: Positions, causal: bool) -> Parts:
         """The parts of the matrix of logits that are computed one at a time: queries, and the keys that they see. A
         call asks `bias` for these and no others."""
         return [WHOLE]

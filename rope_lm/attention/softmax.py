@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from rope_lm.attention.base import WHOLE, Attention, Turn
-from rope_lm.positional import Added, PositionalEncoding, for_rows
+from rope_lm.attention.base import Attention, Turn
+from rope_lm.positional import Added, Parts, PositionalEncoding, for_rows
 from rope_lm.positions import Positions, aligned, visible
 from rope_lm.refusal import Refusal, unknown
 
@@ -30,7 +30,7 @@ def dense(
 
     `causal` may be set instead of a mask where the rows are contiguous and T = S.
     """
-    added = None if bias is None else bias(*WHOLE)
+    added = None if bias is None else bias[0]
     return jax.nn.dot_product_attention(q, k, v, bias=added, mask=mask, is_causal=causal, implementation="xla")
 
 
@@ -47,7 +47,7 @@ def flash(
     GPT-2 small with T5's bias takes 87 ms a step on an H200 where `dense` takes 142. It takes one bias for all rows (of
     others the gradient has open bugs upstream) and has none for odd lengths: the rest, decoding too, goes to `dense`.
     """
-    added = None if bias is None else bias(*WHOLE)
+    added = None if bias is None else bias[0]
     if added is not None and (added.shape[0] > 1 or q.shape[1] % 2 or k.shape[1] % 2):
         return dense(q, k, v, bias, mask, causal)
     added = None if added is None else added.astype(q.dtype)
@@ -59,7 +59,7 @@ def block_size(length: int) -> int:
     return max(64, -(-length // 16))
 
 
-def blocks(length: int, causal: bool) -> list[tuple[slice, slice]]:
+def blocks(length: int, causal: bool) -> Parts:
     """Queries and keys of each block of `blocked`."""
     edges = [*range(0, length, block_size(length)), length]
     return [(slice(start, stop), slice(0, stop if causal else length)) for start, stop in pairwise(edges)]
@@ -93,7 +93,7 @@ def blocked(
             seen_k, seen_v = (jnp.concatenate(x[: number + 1], axis=2) for x in (k_blocks, v_blocks))
         logits = jnp.einsum("bnth,bnsh->bnts", block, seen_k, preferred_element_type=jnp.float32)
         if bias is not None:
-            part = bias(queries, keys)
+            part = bias[number]
             logits = logits + (for_rows(part[0], len(q)) if part.shape[0] == 1 else part)
         if causal:
             ahead = jnp.arange(keys.stop)[None, :] > jnp.arange(queries.start, queries.stop)[:, None]
@@ -163,7 +163,7 @@ class Softmax(Attention):
     def flops(self, width: int, heads: int, length: int, causal: bool) -> float:
         return 2 * width * ((length + 1) / 2 if causal else length)
 
-    def parts(self, q_positions: Positions, k_positions: Positions, causal: bool) -> list[tuple[slice, slice]]:
+    def parts(self, q_positions: Positions, k_positions: Positions, causal: bool) -> Parts:
         if self.kernel != "blocked" or not aligned(q_positions, k_positions):
             return super().parts(q_positions, k_positions, causal)
         return blocks(q_positions.length, causal)

@@ -6,7 +6,7 @@ from typing import Any
 from flax import nnx
 
 from rope_lm.positional.additive import Learned, RotarySinusoidal, Sinusoidal
-from rope_lm.positional.base import Added, PositionalEncoding, Shape, einsum, for_rows
+from rope_lm.positional.base import Added, Parts, PositionalEncoding, Shape, einsum, for_rows
 from rope_lm.positional.bias import FIRE, ALiBi, ContinuousBias, KerpleLog, KerplePower, RelativeBias, Sandwich
 from rope_lm.positional.content import CoPE, Shaw, TransformerXL
 from rope_lm.positional.rotary import (
@@ -25,7 +25,18 @@ from rope_lm.positional.rotary import (
 from rope_lm.refusal import Refusal
 from rope_lm.settings import build, named
 
-__all__ = ["ENCODINGS", "Added", "PositionalEncoding", "Shape", "abstract", "einsum", "encoding", "for_rows", "make"]
+__all__ = [
+    "ENCODINGS",
+    "Added",
+    "Parts",
+    "PositionalEncoding",
+    "Shape",
+    "abstract",
+    "einsum",
+    "encoding",
+    "for_rows",
+    "make",
+]
 
 ENCODINGS: dict[str, type[PositionalEncoding]] = {
     "none": PositionalEncoding,

@@ -1,6 +1,5 @@
 """The interface of every positional encoding. The base class is the identity: no position at all."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -16,9 +15,10 @@ from rope_lm.refusal import Refusal
 # backward pass of our own (jax.custom_vjp), which is traced after the forward one that `in_full` holds.
 einsum = partial(jnp.einsum, precision="highest")
 
-# What position adds to the logits of some of the queries, and of some of the keys, all that those see among them;
-# float32. A kernel asks for as much at a time as it works on.
-Added = Callable[[slice, slice], Float[Array, "#B N T S"]]
+# The parts of the matrix of logits that a kernel works on one at a time: queries, each part's after those of the one
+# before, and the keys that they see. And what position adds to the logits of each; float32.
+Parts = list[tuple[slice, slice]]
+Added = list[Float[Array, "#B N _ _"]]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -89,10 +89,11 @@ class PositionalEncoding(nnx.Module):
         q_positions: Positions,
         k_positions: Positions,
         layer: Int[Array, ""],
+        parts: Parts,
     ) -> Added | None:
-        """What position and content together add to the attention logits, once per layer.
+        """What position and content together add to the attention logits of each part, once per layer.
 
-        `q` and `k` are as they were before `rotate`.
+        `q` and `k` are as they were before `rotate`. What is added to a key that its query does not see is never read.
         """
         return None
 

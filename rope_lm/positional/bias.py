@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -37,40 +38,43 @@ def bucket(distance: Int[Array, "*S"], buckets: int, farthest: int, causal: bool
     return side + jnp.where(distance < exact, distance, jnp.minimum(far, buckets - 1))
 
 
-@jax.custom_vjp
-def shifted(x: Float[Array, "*B T R"]) -> Float[Array, "*B T S"]:
-    """What queries have for each distance, R = T + S of them from the farthest on: for each of S keys instead, of which
-    the first is farthest from the last query (the relative shift of Transformer-XL, arXiv 1901.02860, appendix B)."""
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def shifted(x: Float[Array, "*B T R"], keys: int) -> Float[Array, "*B T S"]:
+    """What queries have for each of R `distances`: for each of S keys instead (the relative shift of Transformer-XL,
+    arXiv 1901.02860, appendix B). What it finds for keys that are nearer than the nearest distance is of no meaning."""
     *batch, queries, distances = x.shape
     # Every row begins one further on than the row before it: as rows that are one shorter.
-    flat = x.reshape(*batch, queries * distances)[..., queries - 1 : queries * distances - 1]
-    return flat.reshape(*batch, queries, distances - 1)[..., : distances - queries]
+    flat = x.reshape(*batch, queries * distances)[..., queries:]
+    return flat.reshape(*batch, queries, distances - 1)[..., :keys]
 
 
-def _shifted_back(_: None, g: Float[Array, "*B T S"]) -> tuple[Float[Array, "*B T R"]]:
+def _shifted_back(keys: int, distances: int, g: Float[Array, "*B T S"]) -> tuple[Float[Array, "*B T R"]]:
     """The gradient, by what is copied in whole rows, and masked: XLA's own, which pads, finds the place of every number
     by a division, 3.3 ns where this takes 0.3 (one CPU core)."""
-    *batch, queries, keys = g.shape
-    distances = queries + keys
+    *batch, queries, _ = g.shape
     # What fills up the rows is masked in the end. Zeros would be made padding again.
-    filled = jnp.concatenate([g, jnp.broadcast_to(g[..., :1], (*batch, queries, queries - 1))], -1)
-    flat = filled.reshape(*batch, queries * (distances - 1))
-    before = jnp.broadcast_to(flat[..., :1], (*batch, queries - 1))
-    x = jnp.concatenate([before, flat, flat[..., :1]], -1).reshape(*batch, queries, distances)
-    key = jnp.arange(distances) - jnp.arange(queries - 1, -1, -1)[:, None]
+    if (short := distances - 1 - keys) > 0:
+        g = jnp.concatenate([g, jnp.broadcast_to(g[..., :1], (*batch, queries, short))], -1)
+    flat = g.reshape(*batch, queries * (distances - 1))
+    before = jnp.broadcast_to(flat[..., :1], (*batch, queries))
+    x = jnp.concatenate([before, flat], -1).reshape(*batch, queries, distances)
+    key = jnp.arange(distances) - jnp.arange(queries, 0, -1)[:, None]
     return (jnp.where((key >= 0) & (key < keys), x, 0.0),)
 
 
-shifted.defvjp(lambda x: (shifted(x), None), _shifted_back)
+shifted.defvjp(lambda x, keys: (shifted(x, keys), x.shape[-1]), _shifted_back)
 
 
-def distances(q_positions: Positions, k_positions: Positions) -> range | None:
-    """Those between queries and keys, from the farthest on, as `shifted` takes them; None where rows are not known to
-    be whole pieces of text."""
+def distances(q_positions: Positions, k_positions: Positions, causal: bool) -> range | None:
+    """Those between queries and keys, as `shifted` takes them, from one beyond the farthest on; None where rows are not
+    known to be whole pieces of text. If `causal`, those to keys ahead of every query are left out, but for as many as
+    `shifted` needs to find all keys."""
     if q_positions.start is None or k_positions.start is None:
         return None
-    farthest = q_positions.start + q_positions.length - 1 - k_positions.start
-    return range(farthest, farthest - q_positions.length - k_positions.length, -1)
+    queries, keys = q_positions.length, k_positions.length
+    beyond = q_positions.start + queries - k_positions.start
+    count = min(max(beyond + 1, keys + 1), queries + keys) if causal else queries + keys
+    return range(beyond, beyond - count, -1)
 
 
 class DistanceBias(PositionalEncoding):
@@ -81,13 +85,14 @@ class DistanceBias(PositionalEncoding):
         raise NotImplementedError
 
     def bias(self, q_positions: Positions, k_positions: Positions) -> Float[Array, "#B N T S"]:
-        apart = distances(q_positions, k_positions)
+        apart = distances(q_positions, k_positions, causal=False)
         if apart is None:
             return jnp.moveaxis(self.of(distance(q_positions, k_positions)), -1, 1)
         # Of T + S distances instead of T * S pairs: an MLP of whole rows then took 7% of a step instead of 24
         # (continuous_bias; two CPU cores, 128 wide, 4 layers, length 256, batch 16).
         each = self.of(jnp.asarray(apart)).T[None, :, None]
-        return shifted(jnp.broadcast_to(each, (*each.shape[:2], q_positions.length, each.shape[3])))
+        each = jnp.broadcast_to(each, (*each.shape[:2], q_positions.length, each.shape[3]))
+        return shifted(each, k_positions.length)
 
 
 class RelativeBias(DistanceBias):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from rope_lm.positional.base import Added, PositionalEncoding, Shape, einsum, for_rows
+from rope_lm.positional.base import Added, Parts, PositionalEncoding, Shape, einsum
 from rope_lm.positional.bias import distance, distances, shifted
 from rope_lm.positional.rotary import angles, frequencies
 from rope_lm.positions import Positions, visible
@@ -19,35 +19,47 @@ def seen(shape: Shape, length: int) -> float:
     return (length + 1) / 2 if shape.causal else length
 
 
+def of_queries(x: Float[Array, "B T N H"], parts: Parts) -> list[Float[Array, "B _ N H"]]:
+    """Of the queries of each part: split, not sliced, since the gradient of a slice is a padded array."""
+    return jnp.split(x, [queries.start for queries, _ in parts[1:]], axis=1)
+
+
+def with_each(q: Float[Array, "B T N H"], vectors: Float[Array, "N H R"]) -> Float[Array, "B N T R"]:
+    """The products of each query with each of its head's vectors: all rows in one, of which the vectors' gradient is
+    one too."""
+    batch, queries, heads, size = q.shape
+    rows = q.transpose(2, 0, 1, 3).reshape(heads, batch * queries, size)
+    return einsum("nxh,nhr->nxr", rows, vectors).reshape(heads, batch, queries, -1).swapaxes(0, 1)
+
+
 def by_distance(
     q: Float[Array, "B T N H"],
     vectors: Float[Array, "N H R"],
     of: range,
     q_positions: Positions,
     k_positions: Positions,
+    causal: bool,
+    parts: Parts,
 ) -> Added:
-    """q_i r_(i-j) in rows that are whole pieces of text, r a vector for each distance in `of`, two or more from the
-    farthest on; beyond its ends all share the one at the end.
+    """q_i r_(i-j) of each part in rows that are whole pieces of text, r a vector for each distance in `of`, from the
+    farthest on; beyond its ends all share the one at the end. If `causal`, keys ahead of their query are of no meaning.
 
     Each query is multiplied with each vector once, and what comes of it shifted to the key at that distance.
     """
-    q = q.swapaxes(1, 2)
 
-    def some(queries: slice, keys: slice) -> Float[Array, "B N T S"]:
-        apart = distances(q_positions[queries], k_positions[keys])
-        begin = min(max(of[0] - apart[0], 0), len(of) - 2)
-        end = max(begin + 2, min(of[0] - apart[-1] + 1, len(of)))
-        each = for_rows(vectors[..., begin:end], len(q))  # with the queries one plain batched product
-        products = einsum("bnth,bnhr->bntr", q[:, :, queries], each)
-        # The ends are split off and joined: the gradient of jnp.pad would pad, which takes longer than the product.
-        first, middle, last = jnp.split(products, [1, end - begin - 1], axis=-1)
-        before, after = max(apart[0] - of[begin], 0), max(of[end - 1] - apart[-1], 0)
+    def some(q: Float[Array, "B T N H"], queries: slice, keys: slice) -> Float[Array, "B N T S"]:
+        q_some, k_some = q_positions[queries], k_positions[keys]
+        apart = distances(q_some, k_some, causal)
+        begin = min(max(of[0] - apart[0], 0), len(of) - 1)
+        end = max(begin + 1, min(of[0] - apart[-1] + 1, len(of)))
+        products = with_each(q, vectors[..., begin:end])
+        before = min(max(apart[0] - of[begin], 0), len(apart) - 1)
+        after = len(apart) - before - (end - begin)
         many = lambda x, count: jnp.broadcast_to(x, (*x.shape[:-1], count))  # noqa: E731
-        wide = jnp.concatenate([many(first, 1 + before), middle, many(last, 1 + after)], axis=-1)
-        start = max(of[begin] - apart[0], 0)
-        return shifted(wide[..., start : start + len(apart)])
+        wide = jnp.concatenate([many(products[..., :1], before), products, many(products[..., -1:], after)], axis=-1)
+        return shifted(wide, k_some.length)
 
-    return some
+    return [some(each, *part) for each, part in zip(of_queries(q, parts), parts, strict=True)]
 
 
 class Shaw(PositionalEncoding):
@@ -74,21 +86,19 @@ class Shaw(PositionalEncoding):
         q_positions: Positions,
         k_positions: Positions,
         layer: Int[Array, ""],
+        parts: Parts,
     ) -> Added:
         q = q.astype(jnp.float32) / math.sqrt(q.shape[-1])
         table = self.table[...][layer]
-        if distances(q_positions, k_positions) is not None:
+        if distances(q_positions, k_positions, self.ahead == 0) is not None:
             vectors = jnp.broadcast_to(table[::-1].T, (q.shape[2], *table.T.shape))
-            return by_distance(q, vectors, range(self.farthest, -self.ahead - 1, -1), q_positions, k_positions)
+            of = range(self.farthest, -self.ahead - 1, -1)
+            return by_distance(q, vectors, of, q_positions, k_positions, self.ahead == 0, parts)
+        away = jnp.clip(distance(q_positions, k_positions), -self.ahead, self.farthest)
+        # A product with one-hot rows: the gradient of a gather is a scatter, 10 times slower on the CPU.
+        chosen = jax.nn.one_hot(self.ahead + away, len(table), dtype=jnp.float32)
         products = einsum("btnh,dh->btnd", q, table)
-
-        def some(queries: slice, keys: slice) -> Float[Array, "B N T S"]:
-            away = jnp.clip(distance(q_positions[queries], k_positions[keys]), -self.ahead, self.farthest)
-            # A product with one-hot rows: the gradient of a gather is a scatter, 10 times slower on the CPU.
-            chosen = jax.nn.one_hot(self.ahead + away, products.shape[-1], dtype=jnp.float32)
-            return einsum("btnd,btsd->bnts", products[:, queries], chosen)
-
-        return some
+        return [einsum("btnd,btsd->bnts", products[:, i], chosen[:, i, j]) for i, j in parts]
 
     def flops(self, shape: Shape, length: int) -> float:
         return shape.width * (min(self.farthest + 1, length) + min(self.ahead, length - 1))
@@ -135,22 +145,22 @@ class TransformerXL(PositionalEncoding):
         q_positions: Positions,
         k_positions: Positions,
         layer: Int[Array, ""],
+        parts: Parts,
     ) -> Added:
         weight, frequency = self.weight[...][layer], frequencies(self.weight.shape[-1], self.base)
         q = (q.astype(jnp.float32) + self.v[...]) / math.sqrt(q.shape[-1])
-        apart = distances(q_positions, k_positions)
+        apart = distances(q_positions, k_positions, self.causal)
         if apart is not None:
-            of = apart[: apart.index(0) + 1] if self.causal and 0 in apart[1:] else apart  # no vector for keys ahead
-            angle = angles(jnp.asarray(of), frequency)
+            angle = angles(jnp.asarray(apart), frequency)
             vectors = einsum("nhd,rd->nhr", weight, jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1))
-            return by_distance(q, vectors, of, q_positions, k_positions)
+            return by_distance(q, vectors, apart, q_positions, k_positions, self.causal, parts)
         # sin(i - j) and cos(i - j) by the addition theorem: for any positions a product over D.
         sine, cosine = jnp.split(einsum("btnh,nhd->btnd", q, weight), 2, axis=-1)
         at_q, at_k = angles(q_positions.index, frequency)[:, :, None], angles(k_positions.index, frequency)
         turned = [sine * jnp.sin(at_q) + cosine * jnp.cos(at_q), cosine * jnp.sin(at_q) - sine * jnp.cos(at_q)]
         turned, waves = jnp.concatenate(turned, -1), jnp.concatenate([jnp.cos(at_k), jnp.sin(at_k)], -1)
         waves = jnp.broadcast_to(waves, (len(q), *waves.shape[1:]))
-        return lambda queries, keys: einsum("btnd,bsd->bnts", turned[:, queries], waves[:, keys])
+        return [einsum("btnd,bsd->bnts", turned[:, queries], waves[:, keys]) for queries, keys in parts]
 
     def flops(self, shape: Shape, length: int) -> float:
         return shape.width * seen(shape, length)
@@ -224,21 +234,20 @@ class CoPE(PositionalEncoding):
         q_positions: Positions,
         k_positions: Positions,
         layer: Int[Array, ""],
+        parts: Parts,
     ) -> Added:
-        q, k = (x.astype(jnp.float32).swapaxes(1, 2) for x in (q, k))
+        q, k = q.astype(jnp.float32), k.astype(jnp.float32)
         table = self.table[...][layer].T
-        table = for_rows(jnp.broadcast_to(table, (q.shape[1], *table.shape)), len(q))  # a plain batched product below
+        table = jnp.broadcast_to(table, (q.shape[2], *table.shape))
 
-        def some(queries: slice, keys: slice) -> Float[Array, "B N T S"]:
-            here = q[:, :, queries]
-            logits = einsum("bnth,bnhp->bntp", here, table)
-            gates = jax.nn.sigmoid(einsum("bnth,bnsh->bnts", here / math.sqrt(q.shape[-1]), k[:, :, keys]))
+        def some(q: Float[Array, "B T N H"], queries: slice, keys: slice) -> Float[Array, "B N T S"]:
+            gates = jax.nn.sigmoid(einsum("btnh,bsnh->bnts", q / math.sqrt(q.shape[-1]), k[:, keys]))
             gates = gates * visible(q_positions[queries], k_positions[keys], causal=True)
             # Keys lie in the order of their positions, so those from a key to the query are those after it that are
             # seen, and no kernel leaves one of them out.
-            return between(logits, jnp.minimum(onward(gates), self.positions - 1))
+            return between(with_each(q, table), jnp.minimum(onward(gates), self.positions - 1))
 
-        return some
+        return [some(each, *part) for each, part in zip(of_queries(q, parts), parts, strict=True)]
 
     def flops(self, shape: Shape, length: int) -> float:
         return shape.width * (seen(shape, length) + self.positions)

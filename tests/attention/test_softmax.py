@@ -37,7 +37,8 @@ def test_a_kernel_is_attention(kernel, length, biased, causal):
     where = contiguous(length)
 
     def ours(q, k, v, bias):
-        added = None if bias is None else lambda queries, keys: bias[:, :, queries, keys]
+        parts = attend.parts(where, where, causal)
+        added = None if bias is None else [bias[:, :, queries, keys] for queries, keys in parts]
         return attend(q, k, v, where, where, added, None, causal, None)
 
     attend = softmax.Softmax(kernel)
@@ -53,8 +54,9 @@ def test_logits_and_softmax_are_float32_under_bfloat16():
     where = contiguous(128)
     exact = reference(*(x.astype(jnp.float32) for x in (q, k, v)), bias)
     for kernel in ("blocked", "xla"):
-        added = lambda queries, keys: bias[:, :, queries, keys]  # noqa: E731
-        out = softmax.Softmax(kernel)(q, k, v, where, where, added, None, True, None)
+        attend = softmax.Softmax(kernel)
+        added = [bias[:, :, queries, keys] for queries, keys in attend.parts(where, where, True)]
+        out = attend(q, k, v, where, where, added, None, True, None)
         assert out.dtype == jnp.bfloat16
         np.testing.assert_allclose(out.astype(jnp.float32), exact, atol=3e-2)
 
@@ -112,8 +114,7 @@ def test_members_take_turns_where_the_kernel_takes_one_bias(kernel, name, in_tur
 def test_flash_leaves_what_cudnn_has_no_right_gradient_of_to_xla(rows, length):
     q, k, v, bias, _ = inputs(length)
     bias = jnp.repeat(bias, rows, 0)
-    added = lambda queries, keys: bias[:, :, queries, keys]  # noqa: E731
-    found = [kernel(q, k, v, added, None, True) for kernel in (softmax.flash, softmax.dense)]
+    found = [kernel(q, k, v, [bias], None, True) for kernel in (softmax.flash, softmax.dense)]
     np.testing.assert_array_equal(*found)
 
 
@@ -127,7 +128,7 @@ def test_flash_is_attention_values_and_gradients(length, size, biased, causal):
     bias = jax.random.normal(keys[4], (1, 2, length, length)) if biased else None
 
     def through(kernel, q, k, v, bias):
-        return kernel(q, k, v, None if bias is None else lambda i, j: bias[:, :, i, j], None, causal)
+        return kernel(q, k, v, None if bias is None else [bias], None, causal)
 
     def of(function, *given):
         value, pull = jax.vjp(jax.jit(function), *given, bias)

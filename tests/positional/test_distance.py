@@ -7,11 +7,10 @@ import pytest
 from flax import nnx
 
 from rope_lm import positional
+from rope_lm.attention.base import WHOLE
 from rope_lm.positional.bias import distances, shifted
 from rope_lm.positions import Positions, contiguous, visible
 from tests.models import position
-
-EVERY = slice(None)
 
 
 def unknown(positions: Positions) -> Positions:
@@ -20,14 +19,19 @@ def unknown(positions: Positions) -> Positions:
 
 
 @pytest.mark.parametrize("queries, keys, start", [(1, 1, 0), (5, 3, 0), (3, 5, 2), (4, 4, 9), (2, 6, -7)])
-def test_shifting_finds_each_distance_its_key_and_its_gradient_the_way_back(queries, keys, start):
-    apart = distances(contiguous(queries, start), contiguous(keys))
+@pytest.mark.parametrize("causal", [True, False])
+def test_shifting_finds_each_distance_its_key_and_its_gradient_the_way_back(causal, queries, keys, start):
+    where = contiguous(queries, start), contiguous(keys)
+    apart, seen = distances(*where, causal), visible(*where, causal)[0]
     x = jax.random.normal(jax.random.key(0), (2, queries, len(apart)))
-    place = [[apart.index(start + t - s) for s in range(keys)] for t in range(queries)]
-    look_up = lambda x: jnp.take_along_axis(x, jnp.array([place, place]), axis=2)  # noqa: E731
-    np.testing.assert_array_equal(shifted(x), look_up(x))
-    weights = jax.random.normal(jax.random.key(1), (2, queries, keys))
-    found, expected = (jax.grad(lambda x, f=f: jnp.sum(f(x) * weights))(x) for f in (shifted, look_up))
+    place = jnp.array(
+        [[max(0, start + t - s) if causal else start + t - s for s in range(keys)] for t in range(queries)]
+    )
+    place = jnp.broadcast_to(apart[0] - place, (2, queries, keys))
+    look_up = lambda x, _: jnp.take_along_axis(x, place, axis=2)  # noqa: E731
+    np.testing.assert_array_equal(shifted(x, keys) * seen, look_up(x, keys) * seen)
+    weights = seen * jax.random.normal(jax.random.key(1), (2, queries, keys))
+    found, expected = (jax.grad(lambda x, f=f: jnp.sum(f(x, keys) * weights))(x) for f in (shifted, look_up))
     np.testing.assert_array_equal(found, expected)
 
 
@@ -45,7 +49,7 @@ def test_products_by_distance_are_those_of_pairs(name, causal, queries, keys, st
     weights = visible(*whole, causal) * jax.random.normal(jax.random.key(2), (2, 2, queries, keys))
 
     def score(parameters, q, where):
-        return nnx.merge(graph, parameters).score(q, k, *where, jnp.int32(1))(EVERY, EVERY) * weights
+        return nnx.merge(graph, parameters).score(q, k, *where, jnp.int32(1), [WHOLE])[0] * weights
 
     found, expected = (score(parameters, q, where) for where in (whole, tuple(map(unknown, whole))))
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from rope_lm import positional
+from rope_lm.attention.base import WHOLE
 from rope_lm.positional.pairing import order
 from rope_lm.positions import contiguous, visible
 from rope_lm.refusal import Refusal
@@ -42,8 +43,8 @@ def probabilities(
     at, layer = contiguous(q.shape[1]), jnp.int32(0)
     turned_q, turned_k = made.rotate(q, k, at, at, layer)
     logits = jnp.einsum("btnh,bsnh->bnts", turned_q, turned_k, preferred_element_type=jnp.float32) / math.sqrt(SIZE)
-    bias, score = made.bias(at, at), made.score(q, k, at, at, layer)
-    for added in (bias, score and score(slice(None), slice(None))):
+    bias, score = made.bias(at, at), made.score(q, k, at, at, layer, [WHOLE])
+    for added in (bias, *(score or [])):
         logits = logits if added is None else logits + added
     return jax.nn.softmax(jnp.where(visible(at, at, causal), logits, -jnp.inf))[0]
 
