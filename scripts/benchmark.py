@@ -34,7 +34,7 @@ of the other half, one by one with the cache, of one row. With --out every secti
 and what was refused says why."""
 FEW = ("none", "learned", "sinusoidal", "relative_bias", "rotary")
 LISTS = {"few": FEW, "all": tuple(POSITIONS)}
-MEMBERS, LAYERS, LENGTHS = (1, 2, 4, 8), (2, 16), (128, 1024, 4096)
+MEMBERS, LAYERS, LENGTHS = (1, 2, 4, 8), (2, 16), (128, 512, 4096)
 SHAPE = {  # where each stands in a config
     "width": "model",
     "layers": "model",
@@ -180,7 +180,7 @@ def _config(text: str, shape: dict[str, Any]) -> dict:
     for key, value in shape.items():
         if key != "kernel" or config.model.attention.name == "softmax":
             config.update_from_flattened_dict({f"{SHAPE[key]}.{key}": value})
-    config.steps, config.data.validation = 200, 8
+    config.steps, config.data.validation = 100, 8
     return entry.plain(config)
 
 

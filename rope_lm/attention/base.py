@@ -51,8 +51,7 @@ class Attention:
         return 0
 
     def parts(self, q_positions: Positions, k_positions: Positions, causal: bool) -> Parts:
-        """The parts of the matrix of logits that are computed one at a time: queries, and the keys that they see. A
-        call asks `bias` for these and no others."""
+        """The parts of the matrix of logits that are computed one at a time."""
         return [WHOLE]
 
     def keys(self, length: int, causal: bool) -> float:
@@ -73,6 +72,6 @@ class Attention:
     ) -> Float[Array, "B T N E"]:
         """What each query gathers from the values of the keys that it sees (`rope_lm.positions.visible`).
 
-        `bias` and `turn` are None where the encoding does not act on logits, or on features.
+        `bias` is of each of `parts`; it and `turn` are None where the encoding does not act on logits, or on features.
         """
         raise NotImplementedError
