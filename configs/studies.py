@@ -1,4 +1,4 @@
-"""The studies: a claim in the settings it was first made in, with the claims themselves written before the runs.
+"""The studies: a claim in the settings it was first made in, and the claims themselves.
 
 python -m scripts.sweep --workdir=runs/replication --config=configs/studies.py:replication [--only=SETTING]
 
@@ -138,8 +138,10 @@ def _claim(setting: str, baseline: str, source: str, published: str, **changes: 
 
 ROFORMER, ELEUTHER = "RoFormer, arXiv 2104.09864", "EleutherAI, Rotary Embeddings: A Relative Revolution"
 HAVIV = "Haviv et al., arXiv 2203.16634"
+OURS = "this study: rotary in the place of the learned positions of Haviv et al., arXiv 2203.16634"
 
-# By study and name; written before the runs. A sweep records when it first saw each.
+# By study and name; written before the runs, but for those of HAVIV. A sweep records when it first saw each, and a
+# report marks what came after its runs began.
 CLAIMS = {
     "replication": {
         "roformer-masked": _claim(
@@ -182,19 +184,31 @@ CLAIMS = {
             outcome="final",
             threshold=TIE,
         ),
-        "haviv-masked": _claim(
+        "haviv-masked": _claim("masked-softmax", "none", OURS, "they had no rotary", outcome="final", threshold=0.5),
+        "haviv-causal": _claim(
+            "causal-softmax",
+            "none",
+            OURS,
+            "they had no rotary",
+            outcome="final",
+            relation="within",
+            threshold=0.1,
+        ),
+        "haviv-learned-masked": _claim(
             "masked-softmax",
             "none",
             HAVIV,
             "masked models without positions fail: perplexity 147 against 4 (3.6 nats)",
+            treatment="learned",
             outcome="final",
             threshold=0.5,
         ),
-        "haviv-causal": _claim(
+        "haviv-learned-causal": _claim(
             "causal-softmax",
             "none",
             HAVIV,
             "causal models do without: perplexity 20.97 against 20.42 (0.03 nats)",
+            treatment="learned",
             outcome="final",
             relation="within",
             threshold=0.1,

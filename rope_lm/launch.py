@@ -153,12 +153,14 @@ def _about_sweep(root: Path) -> dict[str, Any]:
 
 
 def _dated(claims: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
-    """The claims, each with `since`, the moment from which it has stood as it stands."""
+    """The claims, each with `since`, the moment from which what it tests has stood as it stands. Whom it is from and
+    what was published may be put right."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    tested = lambda claim: {key: claim[key] for key in claim if key not in ("source", "published", "since")}  # noqa: E731
     dated = {}
     for name, claim in claims.items():
-        was = before.get(name, {})
-        dated[name] = was if claim == {key: was[key] for key in was if key != "since"} else {**claim, "since": now}
+        was = before.get(name)
+        dated[name] = {**claim, "since": was["since"] if was and tested(was) == tested(claim) else now}
     return dated
 
 

@@ -84,8 +84,9 @@ def test_a_claim_keeps_the_time_at_which_it_was_first_seen(tmp_path):
     for claim in about["claims"].values():
         claim["since"] = "2020-01-01T00:00:00+00:00"
     (tmp_path / "sweep.json").write_text(json.dumps(about))
-    launch.sweep({}, {"a": {"threshold": 1.0}, "b": {"threshold": 1.3}, "c": {"threshold": 1.0}}, tmp_path)
-    assert claims()["a"]["since"] == "2020-01-01T00:00:00+00:00"
+    corrected = {"threshold": 1.0, "source": "another paper"}
+    launch.sweep({}, {"a": corrected, "b": {"threshold": 1.3}, "c": {"threshold": 1.0}}, tmp_path)
+    assert claims()["a"] == {**corrected, "since": "2020-01-01T00:00:00+00:00"}, "the source is not what is tested"
     assert claims()["b"]["threshold"] == 1.3 and claims()["b"]["since"] > "2026", "a changed claim is a new one"
     assert claims()["c"]["since"] > "2026"
 

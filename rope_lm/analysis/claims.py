@@ -1,4 +1,4 @@
-"""The claims that were written before the runs, and a verdict on each."""
+"""The claims, each dated by when it was first seen, and a verdict on each."""
 
 import math
 from collections.abc import Sequence
