@@ -82,8 +82,9 @@ def interval(values: Values) -> Estimate:
 
 
 def sign_flip(values: Values) -> float:
-    """Two-sided p of the mean under all 2^n changes of sign (exact). It cannot be below 2^(1-n): six pairs or more
-    are needed for any claim at 0.05. Beyond 16 pairs 2^16 random changes stand for all."""
+    """Two-sided p of the mean under all 2^n changes of sign (exact). It cannot be below 2^(1-n), nor, corrected over k
+    comparisons, below k times that: at 0.05 one comparison needs six pairs or more, each of four or five needs eight.
+    Beyond 16 pairs 2^16 random changes stand for all."""
     values = np.asarray(values, float)
     if not len(values):
         return math.nan
@@ -99,6 +100,11 @@ def _signs(n: int) -> np.ndarray:
     signs = np.random.default_rng(0).choice([1, -1], size=(2**16, n))
     signs[0] = 1
     return signs
+
+
+def least_pairs(comparisons: int) -> int:
+    """The fewest pairs whose sign-flip p, corrected over so many comparisons, can be below 0.05."""
+    return math.floor(math.log2(comparisons / (1 - LEVEL))) + 2
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -15,7 +15,7 @@ import jinja2
 from rope_lm.analysis import claims, fairness, figures, methods
 from rope_lm.analysis.claims import Verdict
 from rope_lm.analysis.comparison import Arm, Comparison, Sensitivity, Tuning, compare, sensitivity, tune
-from rope_lm.analysis.convergence import Difference, Speedup
+from rope_lm.analysis.convergence import Difference, Speedup, least_pairs
 from rope_lm.analysis.published import FINDINGS
 from rope_lm.analysis.runs import Sweep, pack
 from rope_lm.refusal import Refusal
@@ -185,6 +185,7 @@ def write(sweeps: Sequence[Sweep], out: Path, treatment: str, command: str) -> d
         row=table_row,
         sentence=sentence,
         noise=noise,
+        least=least,
         bounded=bounded,
         plain=_plain,
         measure=measure,
@@ -485,6 +486,20 @@ def noise(made: Comparison) -> str:
     return (
         f"The noise floor (the grey band): arms against themselves on other seeds (A/A, {floor.pairs} pairs in all) "
         f"give a speed-up between {floor.low:.2f} and {floor.high:.2f} in 95% of comparisons of {pairs} pairs.{found}"
+    )
+
+
+def least(made: Comparison) -> str:
+    """The lowest p that there can be, in words; "" where nothing was tested."""
+    if not made.tested:
+        return ""
+    pairs, arms = max(arm.speedup.n for arm in made.tested), len(made.tested)
+    lowest = 2.0 ** (1 - pairs)
+    corrected = f", nor below {min(1, arms * lowest):.4g} after the correction over {arms} arms" if arms > 1 else ""
+    more = f", and each of {arms} takes {least_pairs(arms)}" if arms > 1 else ""
+    return (
+        f"With {pairs} seeds it cannot be below {lowest:.4g}{corrected}, whatever the data: below 0.05 by it one "
+        f"comparison takes {least_pairs(1)} seeds or more{more}."
     )
 
 

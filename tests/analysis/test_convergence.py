@@ -14,6 +14,7 @@ from rope_lm.analysis.convergence import (
     floor,
     holm,
     interval,
+    least_pairs,
     sign_flip,
     speedup,
     t_test,
@@ -73,6 +74,13 @@ def test_holm_steps_down():
     # By hand: 5 x 0.004, 4 x 0.01, 3 x 0.012 = 0.036 raised to the 0.04 before it, 2 x 0.5, 1 x 0.9.
     assert holm([0.01, 0.9, 0.004, 0.5, 0.012]) == pytest.approx([0.04, 1.0, 0.02, 1.0, 0.04])
     assert holm([0.5, 0.9]) == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("comparisons", [1, 2, 3, 4, 5, 19, 20])
+def test_the_fewest_pairs_are_those_whose_corrected_p_can_be_below_5_percent(comparisons):
+    least = lambda pairs: min(holm([sign_flip(np.ones(pairs))] * comparisons))  # noqa: E731
+    fewest = least_pairs(comparisons)
+    assert least(fewest) < 0.05 <= least(fewest - 1)
 
 
 def seen(*steps: float, censored: bool = False) -> list[Crossing]:

@@ -333,6 +333,14 @@ def test_the_floor_and_what_could_be_found_are_on_the_page(written):
     assert {"in_seconds", "in_flops", "to_median", "to_common"} <= set(arm["speedup_of_rotary"])
 
 
+def test_the_page_says_what_no_verdict_is_corrected_for_and_what_p_can_be(written):
+    page = (written[1] / "index.html").read_text()
+    assert page.count("intervals are not corrected for how many there are") == 2
+    assert "cannot be below 0.03125, nor below 0.0625 after the correction over 2 arms, whatever the data" in page
+    assert "one comparison takes 6 seeds or more, and each of 2 takes 7." in page
+    assert "takes 6 seeds or more. The smallest" in page, "the setting of one comparison"
+
+
 def test_three_lines_in_a_notebook(sweep):
     """Those of the package's own documentation."""
     lines = [line[4:] for line in analysis.__doc__.splitlines() if line.startswith(">>> ")]
