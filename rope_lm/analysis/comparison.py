@@ -63,9 +63,9 @@ class Contrast:
         verdict = judge(first.low, first.high, threshold, first.bound)
         if verdict != "inconclusive":
             return first._replace(verdict=verdict)
-        if first.bound and judge(second.low, second.high, threshold, "") == "refuted":
+        if first.bound and judge(second.low, second.high, threshold, second.bound) == "refuted":
             return second._replace(verdict="refuted")
-        if threshold == 1 and within(second.low, second.high, 1 / MARGIN, MARGIN, "") == "supported":
+        if threshold == 1 and within(second.low, second.high, 1 / MARGIN, MARGIN, second.bound) == "supported":
             return second._replace(verdict="equivalent")
         # Where the treatment does not come to the median on every seed, nothing at all can be said there.
         return (first if first.bound in ("", "lower") else second)._replace(verdict="inconclusive")
@@ -269,7 +269,7 @@ def _geometric(crossings: Sequence[Crossing]) -> float:
 
 def _targets(run: Run, final: float) -> np.ndarray:
     """From what the arm reaches after a twentieth of its steps down to its median final loss, evenly in nats."""
-    early = np.mean([np.interp(0.05 * run.steps, curve.steps, curve.nats) for curve in run.curves])
+    early = np.nanmean([np.interp(0.05 * run.steps, curve.steps, curve.nats) for curve in run.curves])
     return np.linspace(early, final, 25)
 
 
@@ -279,7 +279,9 @@ class Tuning:
 
     arm: str
     rates: list[float]
-    finals: list[float]  # nats per token, mean over the tuning seeds; inf where a member diverged
+    finals: list[
+        float
+    ]  # nats per token, mean over the tuning seeds; inf where a member diverged or ended at no finite loss
     seeds: int
     setting: str = ""
 
@@ -307,7 +309,7 @@ def tune(sweep: Sweep) -> list[Tuning]:
             finals = []
             for rate in run.rates:
                 members, curves = run.at(rate).manifest["members"], run.at(rate).curves
-                # A rate at which a member diverged is no rate to choose.
+                # A rate at which a member came to nothing is no rate to choose.
                 finals.append(float(np.mean([c.final for c in curves])) if len(curves) == len(members) else math.inf)
             seeds = len({member["seed"] for member in run.manifest["members"]})
             made.append(Tuning(run.arm, run.rates, finals, seeds, setting.setting))

@@ -20,7 +20,7 @@ Values = Sequence[float] | np.ndarray
 
 
 class Estimate(NamedTuple):
-    """A mean and its 95% interval; the ends are nan where there are fewer than two values."""
+    """A mean and its 95% interval; the ends are nan where there are fewer than two values, or all are alike."""
 
     mean: float
     low: float
@@ -59,10 +59,12 @@ class Speedup(NamedTuple):
 
 
 def crossing(steps: np.ndarray, nats: np.ndarray, target: float) -> Crossing:
-    """The first time that a curve is at or below `target`, interpolated between evaluations in log-steps."""
-    below = np.flatnonzero(np.asarray(nats) <= target)
+    """The first time that a curve is at or below `target`, interpolated in log-steps between finite evaluations."""
+    last, finite = float(steps[-1]), np.isfinite(nats)
+    steps, nats = steps[finite], nats[finite]
+    below = np.flatnonzero(nats <= target)
     if not len(below):
-        return Crossing(float(steps[-1]), True)
+        return Crossing(last, True)
     at = below[0]
     if at == 0:
         return Crossing(max(float(steps[0]), 1.0), False)
@@ -72,21 +74,26 @@ def crossing(steps: np.ndarray, nats: np.ndarray, target: float) -> Crossing:
 
 
 def interval(values: Values) -> Estimate:
-    """Mean and Student's t interval."""
+    """Mean and Student's t interval; none for values that are all alike, which say nothing of how they spread."""
     values = np.asarray(values, float)
     mean = float(values.mean()) if len(values) else math.nan
-    if len(values) < 2:
+    if not _spread(values):
         return Estimate(mean, math.nan, math.nan)
     half = stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
     return Estimate(mean, mean - half, mean + half)
 
 
+def _spread(values: Values) -> bool:
+    """Whether there are two values or more that differ by more than rounding."""
+    return len(values) > 1 and bool(np.ptp(values) > 1e-12 * np.max(np.abs(values)))
+
+
 def sign_flip(values: Values) -> float:
     """Two-sided p of the mean under all 2^n changes of sign (exact). It cannot be below 2^(1-n), nor, corrected over k
     comparisons, below k times that: at 0.05 one comparison needs six pairs or more, each of four or five needs eight.
-    Beyond 16 pairs 2^16 random changes stand for all."""
+    Beyond 16 pairs 2^16 random changes stand for all. nan where a value is, and for no values."""
     values = np.asarray(values, float)
-    if not len(values):
+    if not len(values) or np.isnan(values).any():
         return math.nan
     means = np.abs(_signs(len(values)) @ values)
     return float(np.mean(means >= means[0] * (1 - 1e-12)))
@@ -168,14 +175,14 @@ _REVERSED = {"": "", "lower": "upper", "upper": "lower", "unknown": "unknown"}
 
 
 def t_test(values: Values, at: float) -> float:
-    """Two-sided p of Student's t test that the mean is `at`; nan for fewer than two values."""
-    return float(stats.ttest_1samp(values, at).pvalue) if len(values) > 1 else math.nan
+    """Two-sided p of Student's t test that the mean is `at`; nan where there is no interval."""
+    return float(stats.ttest_1samp(values, at).pvalue) if _spread(values) else math.nan
 
 
 def two_one_sided(values: Values, least: float, most: float) -> float:
     """p of the hypothesis that the mean lies outside (least, most): the larger of two one-sided t tests (Schuirmann
-    1987); nan for fewer than two values."""
-    if len(values) < 2:
+    1987); nan where there is no interval."""
+    if not _spread(values):
         return math.nan
     above = stats.ttest_1samp(values, least, alternative="greater").pvalue
     return float(max(above, stats.ttest_1samp(values, most, alternative="less").pvalue))
@@ -200,7 +207,7 @@ class Floor(NamedTuple):
     high: float
     deviation: float  # of a log ratio of two seeds
     pairs: int  # over all arms
-    tested: int  # arms with two pairs or more, which can have a verdict
+    tested: int  # arms with an interval, which can have a verdict
     positives: int  # of those, found faster or slower than themselves: false ones
 
 
@@ -212,6 +219,6 @@ def floor(ratios: Sequence[Speedup], n: int) -> Floor:
         return Floor(math.nan, math.nan, math.nan, len(logs), 0, 0)
     deviation = math.sqrt(np.mean(logs**2))
     half = stats.t.ppf((1 + LEVEL) / 2, len(logs)) * deviation / math.sqrt(n)
-    tested = [each for each in ratios if each.n > 1]
-    positives = sum(not each.low <= 1 <= each.high for each in tested)
+    tested = [each for each in ratios if not math.isnan(each.low)]
+    positives = sum(each.low > 1 or each.high < 1 for each in tested)
     return Floor(math.exp(-half), math.exp(half), deviation, len(logs), len(tested), positives)

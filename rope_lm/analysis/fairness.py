@@ -31,6 +31,9 @@ def unfair(sweep: Sweep) -> list[str]:
     for run in sweep.runs:
         if run.status.get("diverged"):
             found.append(f"Members of {run.arm} diverged and are left out: {run.status['why']}.")
+        if run.not_finite:
+            members = ", ".join(f"member {member}" for member in run.not_finite)
+            found.append(f"Members of {run.arm} end at a loss that is not finite and are left out: {members}.")
     return found
 
 

@@ -434,7 +434,7 @@ def table_row(made: Comparison, arm: Arm) -> dict[str, str]:
 
 
 def estimate(value: Any, digits: int, sign: str = "") -> str:
-    """A mean with its interval; the mean alone where there is no interval (one seed)."""
+    """A mean with its interval; the mean alone where there is no interval."""
     number = f"{{:{sign}.{digits}f}}".format
     if math.isnan(value.low):
         return number(value.mean)
@@ -465,7 +465,8 @@ def sentence(made: Comparison, arm: Arm) -> str:
     limits = f" Where {arm.name} did not reach it, its {budget:,} steps were counted: this is a lower bound."
     limits = limits if s.bound == "lower" else ""
     if math.isnan(s.low):
-        return f"{end}: {s.mean:.2f} times the speed to a loss of {s.target:.3f}, one seed and so no interval.{limits}"
+        why = "which takes two seeds that differ"
+        return f"{end}: {s.mean:.2f} times the speed to a loss of {s.target:.3f}, without an interval, {why}.{limits}"
     return (
         f"{end}: {s.mean:.2f} times the speed (95% interval {s.low:.2f} to {s.high:.2f}, {s.n} seeds) to a loss of "
         f"{s.target:.3f} {made.unit}{both}.{limits}"

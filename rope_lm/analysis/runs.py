@@ -70,17 +70,26 @@ class Run:
     def finished(self) -> bool:
         return self.status["status"] == "finished"
 
-    @cached_property
+    @property
     def curves(self) -> list[Curve]:
-        """A curve for each member that has evaluations and did not diverge."""
-        found = []
+        """A curve for each member that has evaluations, did not diverge and ends at a finite loss."""
+        return [curve for curve in self._evaluated.values() if math.isfinite(curve.final)]
+
+    @property
+    def not_finite(self) -> list[int]:
+        """The members that did not diverge, and whose last evaluation was not finite."""
+        return [member for member, curve in self._evaluated.items() if not math.isfinite(curve.final)]
+
+    @cached_property
+    def _evaluated(self) -> dict[int, Curve]:
+        found = {}
         for member in self.manifest["members"]:
             if str(member["member"]) in self.status.get("diverged", {}):
                 continue
             rows = [row for row in self.rows if row["split"] == "validation" and row["member"] == member["member"]]
             columns = [np.array([row[key] for row in rows], float) for key in ("step", "nats", "seconds")]
             if rows:
-                found.append(Curve(member["seed"], member["rate"], *columns))
+                found[member["member"]] = Curve(member["seed"], member["rate"], *columns)
         return found
 
     @property

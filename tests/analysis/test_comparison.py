@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rope_lm.analysis import compare, load, sensitivity, table, tune
+from rope_lm.analysis import compare, fairness, load, sensitivity, table, tune
 from rope_lm.analysis.comparison import contrast
 from rope_lm.analysis.convergence import MARGIN
 from rope_lm.analysis.runs import Run
@@ -102,8 +102,8 @@ def _slower(line: str, times: float) -> str:
 
 def test_the_noise_floor_is_that_of_arms_against_themselves(study):
     arms = compare(load(study).settings[0], "rotary")
-    # Seeds 3, 4, 5 repeat the speeds of 0, 1, 2: the halves are alike and the floor is nothing.
-    assert arms.floor.pairs == 9 and arms.floor.tested == 3
+    # Seeds 3, 4, 5 repeat the speeds of 0, 1, 2: the halves are alike, the floor is nothing, and nothing is tested.
+    assert arms.floor.pairs == 9 and arms.floor.tested == 0
     assert arms.floor.low == pytest.approx(1) and arms.floor.high == pytest.approx(1)
     assert compare(load(study / "causal-softmax"), "rotary").floor.positives == 0
 
@@ -133,6 +133,29 @@ def test_a_grid_has_speedups_at_shared_rates_and_at_each_arms_best(tmp_path):
     assert high == pytest.approx(0.3, rel=0.05) and found.tuned.mean == pytest.approx(1, rel=0.02)
     assert {tuning.arm: tuning.at_edge for tuning in tune(load(tmp_path / "g"))} == {"learned": True, "rotary": False}
     assert sensitivity(load(tmp_path / "g"), "alibi") == []
+
+
+def ends_at_nan(seed: int, rate: float):
+    """A member's last evaluation is not finite."""
+    return lambda step, s, r: np.nan if step == STEPS and (s, r) == (seed, rate) else 1 + 5 / (1 + r * step) + s / 1000
+
+
+def test_a_member_that_ends_at_no_finite_loss_is_left_out_and_named(tmp_path):
+    write_run(tmp_path / "s" / "rotary", "rotary", 2, SIX)
+    write_run(tmp_path / "s" / "learned", "learned", 1, SIX, loss=ends_at_nan(2, 3e-3))
+    sweep = load(tmp_path / "s")
+    arm = compare(sweep, "rotary")["learned"]
+    assert [curve.seed for curve in arm.run.curves] == [0, 1, 3, 4, 5] and arm.speedup.n == 5
+    assert math.isfinite(arm.contrast.final.mean) and math.isfinite(arm.target)
+    assert fairness.warnings([sweep]) == [
+        "Members of learned end at a loss that is not finite and are left out: member 2."
+    ]
+
+
+def test_a_rate_at_which_a_member_ends_at_no_finite_loss_is_not_chosen(tmp_path):
+    write_run(tmp_path / "g" / "rotary", "rotary", 1, (100, 101), (1e-3, 1e-2), loss=ends_at_nan(101, 1e-2))
+    (tuning,) = tune(load(tmp_path / "g"))
+    assert tuning.best == 1e-3 and tuning.finals[1] == math.inf
 
 
 def simulated(arm: str, speeds: np.ndarray) -> Run:

@@ -34,7 +34,8 @@ def test_a_crossing_is_interpolated_in_log_steps():
 
 def test_the_first_crossing_counts_and_nan_is_none():
     assert crossing(np.array([1, 10, 100, 1000]), np.array([4, 2, 3, 1.0]), 2.5).steps < 10
-    assert crossing(np.array([1, 10, 100]), np.array([4, math.nan, 1.0]), 2.0).censored is False
+    over = crossing(np.array([1, 10, 100]), np.array([4, math.nan, 1.0]), 2.5)
+    assert over == (pytest.approx(10), False), "between the evaluations that are finite"
     assert crossing(np.array([1, 10, 100]), np.array([4, math.nan, math.nan]), 2.0) == (100.0, True)
 
 
@@ -43,6 +44,7 @@ def test_the_interval_is_scipys():
     ours, theirs = interval(values), stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert (ours.low, ours.high) == (pytest.approx(theirs.low), pytest.approx(theirs.high))
     assert math.isnan(interval([1.0]).low) and interval([1.0]).mean == 1.0
+    assert math.isnan(interval([0.1, 0.1, 0.1]).low), "values that are all alike do not say how they spread"
 
 
 @pytest.mark.parametrize("n", [3, 6, 10])
@@ -67,6 +69,7 @@ def test_sign_flip_is_exact():
     )
     assert sign_flip([0.1, 0.4, -0.2, 0.5, 0.3]) == pytest.approx(permuted.pvalue)
     assert sign_flip(np.ones(20)) < 1e-3
+    assert math.isnan(sign_flip([1.0, math.nan])) and math.isnan(sign_flip([]))
 
 
 def test_holm_steps_down():
@@ -107,6 +110,7 @@ def test_a_speedup_is_the_geometric_mean_of_paired_ratios():
         (seen(100, 101, 102), seen(200, 210, 205, censored=True), "upper", "refuted"),
         (seen(200, 210, 205, censored=True), seen(100, 101, 102, censored=True), "unknown", "inconclusive"),
         (seen(200), seen(100), "", "inconclusive"),
+        (seen(200, 200), seen(100, 100), "", "inconclusive"),
     ],
 )
 def test_a_verdict_says_no_more_than_the_censoring_allows(baseline, treatment, bound, verdict):
@@ -146,7 +150,8 @@ def test_two_one_sided_tests_agree_with_the_interval():
         inside = within(low, high, -margin, margin, "") == "supported"
         assert inside == (two_one_sided(draw, -margin, margin) < 0.025)
     assert t_test(values, 0.01) == pytest.approx(stats.ttest_1samp(values, 0.01).pvalue)
-    assert math.isnan(t_test([1.0], 0)) and math.isnan(two_one_sided([1.0], -1, 1))
+    for few in ([1.0], [1.0, 1.0]):
+        assert math.isnan(t_test(few, 0)) and math.isnan(two_one_sided(few, -1, 1))
 
 
 def test_arms_that_differ_by_the_margin_are_seldom_called_equivalent():
@@ -181,6 +186,8 @@ def test_the_noise_floor_holds_what_it_says():
     assert abs(np.mean(held) - 0.95) < 3 * math.sqrt(0.95 * 0.05 / 1500)
     assert abs(np.mean(found) - 0.05) < 3 * math.sqrt(0.05 * 0.95 / 7500), "false positives come at their nominal rate"
     assert math.isnan(floor([], 3).low)
+    alike = speedup(seen(2, 2), seen(1, 1), 1.0)
+    assert floor([alike], 2).tested == floor([alike], 2).positives == 0, "an arm without an interval has no verdict"
 
 
 def test_a_difference_is_paired():
