@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from rope_lm.analysis.comparison import tune
 from rope_lm.analysis.runs import Run, Sweep
 
 # Of a manifest, equal in fair arms.
@@ -20,9 +21,9 @@ def warnings(sweeps: Sequence[Sweep]) -> list[str]:
 
 def unfair(sweep: Sweep) -> list[str]:
     """Everything but the encoding in which the arms of one setting differ. Learning rates may: each arm's is tuned, and
-    is shown."""
+    is shown. The grids that they are tuned on may not."""
     found, where = [], f"The arms of {sweep.title}" if sweep.setting else "The arms"
-    for key, values in _facts(sweep.runs).items():
+    for key, values in [*_facts(sweep.runs).items(), *_grids(sweep)]:
         if len(set(values.values())) > 1:
             found.append(f"{where} differ in {key} ({_alike(values)}).{CONSEQUENCES.get(key, '')}")
     unfinished = [f"{run.arm} ({run.status['status']})" for run in sweep.runs if not run.finished]
@@ -41,8 +42,17 @@ CONSEQUENCES = {
     "seeds": " Only seeds that both arms have are compared.",
     "fingerprint.tokenizer": " They are compared in bits per byte: nats per token of different tokens do not compare.",
     "fingerprint.text": " They read different texts.",
+    "optimizer.rate": " An arm that was tuned on more rates has had more chances to do well.",
     "objective.name": " Their losses do not compare, and are not compared.",
 }
+
+
+def _grids(sweep: Sweep) -> list[tuple[str, dict[str, str]]]:
+    """For each setting of a grid, the rates of its arms; an archive has all settings together."""
+    grids: dict[str, dict[str, str]] = {}
+    for tuning in tune(sweep) if sweep.grid else []:
+        grids.setdefault(tuning.setting, {})[tuning.arm] = ", ".join(f"{rate:g}" for rate in tuning.rates)
+    return [("optimizer.rate", rates) for rates in grids.values()]
 
 
 def _by_setting(sweep: Sweep) -> dict[str, list[Run]]:
@@ -89,8 +99,9 @@ def _alike(values: dict[str, str]) -> str:
     """The names by their value, those that are alike together."""
     alike: dict[str, list[str]] = {}
     for name, value in values.items():
-        alike.setdefault(value if len(value) <= 40 else f"{value[:40]}...", []).append(name)
-    return "; ".join(f"{', '.join(names)}: {value}" for value, names in alike.items())
+        alike.setdefault(value, []).append(name)
+    short = lambda value: value if len(value) <= 40 else f"{value[:40]}..."  # noqa: E731
+    return "; ".join(f"{', '.join(names)}: {short(value)}" for value, names in alike.items())
 
 
 def _facts(runs: Sequence[Run]) -> dict[str, dict[str, str]]:

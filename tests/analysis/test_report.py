@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -83,6 +84,22 @@ def test_a_grid_gives_each_arms_best_rate(tmp_path):
     assert tuning.loss_of(1e-2) == pytest.approx(np.log10(1e-2 / 3e-3)) and np.isnan(tuning.loss_of(5e-3))
     made = report.write([sweep], tmp_path / "out", "rotary", "x")
     assert made["tuning"][0]["best"] == 3e-3 and (tmp_path / "out" / "figures" / "tuning.svg").exists()
+
+
+def test_a_grid_of_unequal_rates_is_marked_and_its_cells_stand_under_their_rates(tmp_path):
+    write_run(tmp_path / "grid" / "none", "none", 1, seeds=(100, 101), rates=(3e-3, 1e-2))
+    write_run(tmp_path / "grid" / "rotary", "rotary", 2, seeds=(100, 101), rates=(1e-3, 3e-3))
+    made = report.write([load(tmp_path / "grid")], tmp_path / "out", "rotary", "x")
+    words = "The arms differ in optimizer.rate (none: 0.003, 0.01; rotary: 0.001, 0.003). An arm that was tuned on more"
+    assert [words in warning for warning in made["warnings"]].count(True) == 1
+    (tmp_path / "out" / "runs.json").unlink()  # as the archives of before
+    assert words in "".join(report.write([load(tmp_path / "out")], tmp_path / "again", "rotary", "x")["warnings"])
+    tunings, shared = (
+        (tmp_path / "out" / "index.html").read_text().split("The learning rate decides")[1].split("<tbody>")[1:3]
+    )
+    cells = [re.findall("<td>(.*?)</td>", row) for row in tunings.split("</tr>")[:2]]
+    assert [[bool(cell) for cell in row[1:4]] for row in cells] == [[False, True, True], [True, True, False]]
+    assert len(re.findall("<td>", shared.split("</tr>")[0])) == 3, "the one rate that both have, and each at its best"
 
 
 def test_an_archived_grid_is_as_good_as_its_runs(sweep, tmp_path):
