@@ -32,6 +32,10 @@ def unfair(sweep: Sweep) -> list[str]:
     for run in sweep.runs:
         if run.status.get("diverged"):
             found.append(f"Members of {run.arm} diverged and are left out: {run.status['why']}.")
+        for was, now in run.budgets:
+            found.append(
+                f"{run.arm} went on to {now:,} steps instead of {was:,}: its schedule is that of no straight run."
+            )
         if run.not_finite:
             members = ", ".join(f"member {member}" for member in run.not_finite)
             found.append(f"Members of {run.arm} end at a loss that is not finite and are left out: {members}.")

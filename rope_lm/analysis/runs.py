@@ -124,6 +124,12 @@ class Run:
         return next((segment["time"] for segment in self.manifest.get("segments", [])), "")
 
     @property
+    def budgets(self) -> list[tuple[int, int]]:
+        """The steps before and after each time that it went on with another number of them: schedules hang on it."""
+        changed = [segment.get("changed", {}) for segment in self.manifest.get("segments", [])]
+        return [(each["steps"][0], each["steps"][1]) for each in changed if "steps" in each]
+
+    @property
     def hours(self) -> float:
         """Of training, compiling left out."""
         return max((curve.seconds[-1] for curve in self.curves), default=0.0) / 3600
@@ -272,12 +278,18 @@ def _pack(run: Run) -> dict[str, Any]:
     return {
         "arm": run.arm,
         "config": run.config,
-        "manifest": manifest | {"segments": [{"time": run.began}] if run.began else []},
+        "manifest": manifest | {"segments": [_segment(each) for each in run.manifest.get("segments", [])]},
         "status": run.status,
         "tokens_per_second": None if math.isnan(run.tokens_per_second) else run.tokens_per_second,
         "member": [row["member"] for row in rows],
         **{key: [row[key] for row in rows] for key in ("step", "nats", "seconds")},
     }
+
+
+def _segment(segment: dict[str, Any]) -> dict[str, Any]:
+    """When it began, and from what number of steps to what other."""
+    changed = segment.get("changed", {})
+    return {"time": segment["time"]} | ({"changed": {"steps": changed["steps"]}} if "steps" in changed else {})
 
 
 def _unpack(archived: dict[str, Any], root: Path) -> Sweep:

@@ -7,7 +7,7 @@ import shutil
 import pytest
 from scipy import stats
 
-from rope_lm.analysis import compare, fairness, judge_all, load
+from rope_lm.analysis import compare, fairness, judge_all, load, report
 from rope_lm.analysis.convergence import holm
 from rope_lm.refusal import Refusal
 from tests.analysis.conftest import BEGAN, write_claim, write_run
@@ -160,6 +160,22 @@ def test_settings_and_sweeps_that_differ_are_marked(study, tmp_path, change, wor
     write_run(tmp_path / "other" / "rotary", "rotary", 1, (7,), **change)
     found = fairness.warnings([load(study), load(tmp_path / "other")])
     assert any(each.startswith("The sweeps differ") for each in found)
+
+
+def test_a_run_that_went_on_to_another_number_of_steps_is_marked_also_in_an_archive(tmp_path):
+    """Its cosine was bent: segments are as a run writes them."""
+    segments = [
+        {"step": 0, "time": BEGAN, "changed": {}, "host": "mine"},
+        {"step": 300, "time": BEGAN, "changed": {"every.save": [500, 100]}, "host": "mine"},
+        {"step": 1000, "time": BEGAN, "changed": {"steps": [1000, 2000], "every.log": [20, 10]}, "host": "mine"},
+    ]
+    write_run(tmp_path / "s" / "rotary", "rotary", 2, segments=segments)
+    write_run(tmp_path / "s" / "learned", "learned", 1)
+    words = "rotary went on to 2,000 steps instead of 1,000: its schedule is that of no straight run."
+    assert fairness.warnings([load(tmp_path / "s")]) == [words]
+    report.write([load(tmp_path / "s")], tmp_path / "out", "rotary", "x")
+    assert fairness.warnings([load(tmp_path / "out")]) == [words]
+    assert "mine" not in (tmp_path / "out" / "runs.json").read_text()
 
 
 def test_mixed_tokenizers_are_marked(tmp_path):
