@@ -8,7 +8,7 @@ from rope_lm.analysis.convergence import MARGIN
 from rope_lm.analysis.runs import Run, Sweep
 
 TEXT = """\
-{name}: pre-norm transformers ({layers} layers, width {width}, {heads} heads, feed-forward width {hidden}, {precision},
+{name}: transformers ({block}; {layers} layers, width {width}, {heads} heads, feed-forward width {hidden}, {precision},
 token embeddings of standard deviation {embedding_scale}; {parameters} parameters besides an encoding's own) were
 trained on {text} ({tokenizer} tokens, {tokens} of them for training; sha256 of the text {fingerprint}) for {steps}
 steps of {batch} rows of {length} tokens, with AdamW (b1 {b1}, b2 {b2}, epsilon {epsilon}, weight decay {weight_decay}
@@ -31,6 +31,19 @@ are; with k of them Holm's sign-flip p over n pairs cannot be below k * 2 / 2^n.
 themselves (A/A): the first half of their seeds over the second, to the loss that both reach. The smallest detectable
 effect is that of a two-sided t test at 5% with 80% power, from the standard deviation over the pairs. Claims are tested
 with Student's t against their threshold, and corrected (Holm) over all claims."""
+
+WORDS = {
+    "pre": "pre-norm",
+    "parallel": "pre-norm, attention and MLP in parallel",
+    "post": "post-norm",
+    "rms": "RMSNorm",
+    "layer": "LayerNorm",
+    "gelu": "GELU by tanh",
+    "gelu_exact": "GELU",
+    "swiglu": "SwiGLU",
+}
+# Of every run from before there was a choice.
+BLOCK = {"norm": "rms", "mlp": "gelu", "biases": False, "residual": "pre", "transform": False}
 
 
 def paragraph(sweep: Sweep) -> str:
@@ -61,6 +74,7 @@ def _facts(run: Run) -> dict[str, object]:
     device = manifest["device"]
     return {
         **{key: config["model"].get(key, "unknown") for key in model},
+        "block": _block(config["model"]),
         **{key: config["optimizer"].get(key, "unknown") for key in optimizer},
         **{key: config["data"].get(key, "unknown") for key in data},
         **{key: manifest["versions"].get(key, "unknown") for key in ("jax", "flax", "optax")},
@@ -75,6 +89,15 @@ def _facts(run: Run) -> dict[str, object]:
         "python": manifest["python"],
         "commit": _short(manifest["commit"]) + (" with uncommitted changes" if manifest["diff"] else ""),
     }
+
+
+def _block(model: dict[str, Any]) -> str:
+    """What a layer is made of, and what the logits are."""
+    block = model.get("block", BLOCK)
+    words = [WORDS.get(block[key], block[key]) for key in ("residual", "norm", "mlp")]
+    words += ["biases" if block["biases"] else "no biases"]
+    words += ["a transform before the logits"] * block["transform"]
+    return ", ".join([*words, "tied embeddings" if model.get("tied") else "untied embeddings"])
 
 
 def _setting(sweep: Sweep) -> str:

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from configs.presets import BLOCKS
 from rope_lm import analysis
-from rope_lm.analysis import compare, figures, load, load_all, report, reproduction, tune
+from rope_lm.analysis import compare, figures, load, load_all, methods, report, reproduction, tune
 from rope_lm.refusal import Refusal
 from tests.analysis.conftest import BEGAN, STEPS, write_claim, write_run, write_study
 
@@ -267,6 +268,7 @@ def test_the_methods_are_written_from_the_manifests(written):
         "peak learning rates learned, rotary, sinusoidal at 0.003",
         "seeds 0, 1, 2, 3, 4, 5",
         "sha256 of the text ffffffffffffffff",
+        "study: transformers (pre-norm, RMSNorm, GELU by tanh, no biases, untied embeddings; 2 layers, width 64",
         "1,000 steps of 16 rows of 128 tokens",
         "1 x cpu (cpu)",
         "for 5 runs, begun 2026-01-02",
@@ -276,6 +278,20 @@ def test_the_methods_are_written_from_the_manifests(written):
     assert "seeds 100, 101" in tuned and "of a grid, learned, rotary at 0.001, 0.003, 0.01" in tuned
     hours = sum(run["hours"] for run in made["runs"] if run["sweep"] == "study")
     assert f"{hours:.2f} hours of training" in compared
+
+
+@pytest.mark.parametrize(
+    "block, words",
+    [
+        ("llama", "pre-norm, RMSNorm, SwiGLU, no biases, untied embeddings"),
+        ("gpt2", "pre-norm, LayerNorm, GELU by tanh, biases, untied embeddings"),
+        ("neox", "pre-norm, attention and MLP in parallel, LayerNorm, GELU, biases, untied embeddings"),
+        ("bert", "post-norm, LayerNorm, GELU, biases, a transform before the logits, untied embeddings"),
+    ],
+)
+def test_the_methods_say_what_a_layer_is_made_of(tmp_path, block, words):
+    write_run(tmp_path / "s" / "rotary", "rotary", 1, changes={"model": {"block": BLOCKS[block]}})
+    assert f"s: transformers ({words}; 2 layers" in methods.paragraph(load(tmp_path / "s"))
 
 
 def test_the_report_of_an_archive_is_the_report_of_its_runs(written, tmp_path):
