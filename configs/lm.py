@@ -81,7 +81,7 @@ def get_config(text: str = "") -> ConfigDict:
             "schedule": "cosine",  # constant, cosine, wsd
             "warmup": 0.05,  # fraction of the steps
             "cooldown": 0.2,  # fraction of the steps; wsd only
-            "weight_decay": 0.1,  # on matrices only
+            "weight_decay": 0.1,  # on matrices but an encoding's own
             "b1": 0.9,
             "b2": 0.95,
             "epsilon": 1e-8,

@@ -12,11 +12,11 @@ TEXT = """\
 token embeddings of standard deviation {embedding_scale}; {parameters} parameters besides an encoding's own) were
 trained on {text} ({tokenizer} tokens, {tokens} of them for training; sha256 of the text {fingerprint}) for {steps}
 steps of {batch} rows of {length} tokens, with AdamW (b1 {b1}, b2 {b2}, epsilon {epsilon}, weight decay {weight_decay}
-on matrices, gradients clipped at {clip}) and a {schedule} schedule with {warmup}% warm-up. {settings} Each arm ran
-seeds {seeds}; a seed fixes the initial values of all shared parameters and the order of the data, so arms are paired.
-The validation set is {validation} fixed rows, evaluated every {evaluate} steps. Device: {device}; {hours:.2f} hours of
-training, compiling left out, for {runs} runs, begun {began}; jax {jax}, flax {flax}, optax {optax}, Python {python};
-commit {commit}."""
+on matrices but an encoding's own, gradients clipped at {clip}) and a {schedule} schedule with {warmup}% warm-up.
+{settings} Each arm ran seeds {seeds}; a seed fixes the initial values of all shared parameters and the order of the
+data, so arms are paired. The validation set is {validation} fixed rows, evaluated every {evaluate} steps. Device:
+{device}; {hours:.2f} hours of training, compiling left out, for {runs} runs, begun {began}; jax {jax}, flax {flax},
+optax {optax}, Python {python}; commit {commit}."""
 
 STATISTICS = f"""\
 A speed-up is the ratio of steps to a target, the baseline's over the treatment's: the geometric mean over seeds with

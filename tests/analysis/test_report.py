@@ -270,6 +270,7 @@ def test_the_methods_are_written_from_the_manifests(written):
         "sha256 of the text ffffffffffffffff",
         "study: transformers (pre-norm, RMSNorm, GELU by tanh, no biases, untied embeddings; 2 layers, width 64",
         "1,000 steps of 16 rows of 128 tokens",
+        "weight decay 0.1 on matrices but an encoding's own, gradients clipped at 1",
         "1 x cpu (cpu)",
         "for 5 runs, begun 2026-01-02",
         "commit cccccccccccccccc",
