@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from rope_lm.analysis.comparison import Contrast, compare, contrast
 from rope_lm.analysis.convergence import holm, judge, t_test, two_one_sided, within
 from rope_lm.analysis.runs import Sweep
@@ -25,7 +27,7 @@ class Verdict:
     low: float
     high: float
     n: int  # pairs of seeds
-    p: float  # Student's t test against the threshold, two-sided; two one-sided ones where no difference is claimed
+    p: float  # Student's t test against the threshold, two-sided; of no difference, the larger of two one-sided, twice
     p_holm: float  # corrected over all claims that could be tested
     verdict: str  # supported, refuted, equivalent, inconclusive, not tested
     late: bool  # added, or changed, after its runs began
@@ -96,6 +98,7 @@ def _weigh(made: Verdict, found: Contrast) -> Verdict:
         each = getattr(found.common, outcome) if no_difference else found.judge(outcome, threshold)
         values, at, verdict = each.logs, math.log(threshold), each.verdict
         low, high = math.log(each.low), math.log(each.high)
-    p = two_one_sided(values, -at, at) if no_difference else t_test(values, at)
+    # A 95% interval lies within the margin where both one-sided p are below 2.5%: twice the larger is held against 5%.
+    p = float(np.minimum(1, 2 * two_one_sided(values, -at, at))) if no_difference else t_test(values, at)
     verdict = within(low, high, -at, at, "") if no_difference else verdict
     return replace(made, mean=each.mean, low=each.low, high=each.high, n=len(values), p=p, verdict=verdict)

@@ -30,7 +30,8 @@ inconclusive. Verdicts are each comparison's own, from intervals that are not co
 are; with k of them Holm's sign-flip p over n pairs cannot be below k * 2 / 2^n. The noise floor is that of arms against
 themselves (A/A): the first half of their seeds over the second, to the loss that both reach. The smallest detectable
 effect is that of a two-sided t test at 5% with 80% power, from the standard deviation over the pairs. Claims are tested
-with Student's t against their threshold, and corrected (Holm) over all claims."""
+with Student's t against their threshold, a claim of no difference by two one-sided tests with the larger p doubled, and
+corrected (Holm) over all claims."""
 
 WORDS = {
     "pre": "pre-norm",

@@ -83,6 +83,19 @@ def test_p_is_students_against_the_threshold_and_corrected_over_all_claims(pair)
     assert [each.p_holm for each in made[:3]] == pytest.approx(holm(expected)), "an untested claim corrects nothing"
 
 
+@pytest.mark.parametrize("outcome", ["final", "steps"])
+def test_p_of_no_difference_is_below_5_percent_where_the_verdict_says_so(pair, outcome):
+    found = compare(load(pair), "rotary")["learned"].contrast
+    each = found.final if outcome == "final" else found.common.steps
+    for share in (-0.1, -0.01, 0.01, 0.1):
+        threshold = each.high + share * (each.high - each.mean)
+        write_claim(pair, outcome=outcome, relation="within", threshold=threshold)
+    made = judge_all([load(pair)])
+    assert [each.verdict == "supported" for each in made] == [False, False, True, True]
+    assert [each.p < 0.05 for each in made] == [False, False, True, True]
+    assert made[1].p == pytest.approx(0.05, rel=0.05) == made[2].p
+
+
 def test_a_claim_that_was_added_after_its_runs_began_is_marked(pair):
     write_claim(pair, since=BEGAN)
     write_claim(pair, since="2026-01-02T00:00:01+00:00")
