@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,15 +47,16 @@ class Saved(NamedTuple):
 class Checkpoints:
     """The checkpoints of a run, in folders named by their step. A context manager.
 
-    Orbax restores flipped bits without a word, so every file's sha256 is kept and checked. Opening removes what a
-    killed save left behind.
+    Orbax restores flipped bits without a word, so every file's sha256 is kept and checked. `saved` is the last step
+    that was, 0 before the first; `tell` is called with each later one, in another thread, once it is whole on disk.
+    Opening removes what a killed save left behind.
     """
 
-    def __init__(self, directory: Path, keep: int):
-        self.directory, self.keep = directory.absolute(), keep
+    def __init__(self, directory: Path, keep: int, saved: int = 0, tell: Callable[[int], None] = lambda step: None):
+        self.directory, self.keep, self.saved, self.tell = directory.absolute(), keep, saved, tell
         self.directory.mkdir(parents=True, exist_ok=True)
         for folder in _by_step(self.directory):
-            if not (folder / SUMS).exists():
+            if not (folder / SUMS).exists() and int(folder.name) > saved:  # an earlier one lost its sums: damage
                 shutil.rmtree(folder)
         self.orbax = ocp.StandardCheckpointer()
         self.sealing: threading.Thread | None = None
@@ -71,8 +73,8 @@ class Checkpoints:
     def restore(self, abstract: Any) -> Saved | None:
         """The newest whole checkpoint, with the shapes, dtypes and shardings of `abstract`.
 
-        None where there are none at all. One that is not whole is named, moved to `bad/` and the one before it is
-        used. Raises Refusal when none is whole, and when the tree is another one than `abstract`.
+        None where none was ever saved. One that is not whole is named, moved to `bad/` and the one before it is
+        used. Raises Refusal when none is whole or left, and when the tree is another one than `abstract`.
         """
         folders = _by_step(self.directory)
         faults = []
@@ -89,6 +91,11 @@ class Checkpoints:
             raise Refusal(
                 f"no checkpoint in {self.directory} is whole ({'; '.join(bad)}): delete the run's folder to train "
                 "from the start, or bring a whole checkpoint back"
+            )
+        if self.saved:
+            raise Refusal(
+                f"the run was saved at step {self.saved} and its checkpoints are gone: bring them back into "
+                f"{self.directory}, or delete the run's folder to train from the start"
             )
         return None
 
@@ -132,6 +139,7 @@ class Checkpoints:
         try:
             self.orbax.wait_until_finished()  # the only place where Orbax tells of a full disk
             write_json(folder / SUMS, _sums(folder))
+            self.tell(int(folder.name))
             for old in _by_step(self.directory)[self.keep :]:
                 shutil.rmtree(old)
         except BaseException as error:

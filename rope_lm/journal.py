@@ -161,6 +161,12 @@ class Journal:
         """What status.json says; None before the first run."""
         return read_json(self.workdir / "status.json")
 
+    @property
+    def saved(self) -> int:
+        """The last step of which a whole checkpoint was on disk; 0 before the first."""
+        said = self.status or {"step": 0}
+        return said.get("saved", said["step"])  # earlier versions did not say it
+
     def begin(self, step: int) -> None:
         """Says that the run begins, or goes on, from `step`: a segment in the manifest, and status "running"."""
         before = read_json(self.workdir / "manifest.json") or {}
@@ -181,7 +187,7 @@ class Journal:
         # The config last: a kill between the two must not lose what `changed` says.
         write_json(self.workdir / "manifest.json", self.manifest)
         write_json(self.workdir / "config.json", self.config)
-        self._status("running", "", step, {})
+        self._status("running", "", step, {}, step)
         path = self.workdir / "metrics.jsonl"
         _cut_torn_line(path)
         rows = [row for row in read_rows(path) if row["step"] <= step]
@@ -199,6 +205,10 @@ class Journal:
                 row["step"], {f"{row['split']}/{key}": value for key, value in shown.items()}
             )
 
+    def note_saved(self, step: int) -> None:
+        """Says that the checkpoint of `step` is whole on disk: a run that is killed, or fails, was saved there."""
+        write_json(self.workdir / "status.json", {**self.status, "saved": step})
+
     def update(self, **fields: Any) -> None:
         """Adds to the manifest what is known only now."""
         self.manifest |= fields
@@ -207,13 +217,13 @@ class Journal:
     def finish(self, status: str, why: str, step: int, diverged: Mapping[str, int]) -> dict[str, Any]:
         """Writes how the run ended, and returns it. On a full disk the status is lost, what ended the run is not."""
         try:
-            return self._status(status, why, step, diverged)
+            return self._status(status, why, step, diverged, self.saved)
         except OSError as error:
             print(f"{self.workdir}: status.json cannot be written: {error}", file=sys.stderr)
             return {"status": status, "why": why, "step": step}
 
-    def _status(self, status: str, why: str, step: int, diverged: Mapping[str, int]) -> dict[str, Any]:
-        said = {"status": status, "why": why, "step": step, "steps": self.config.get("steps")}
+    def _status(self, status: str, why: str, step: int, diverged: Mapping[str, int], saved: int) -> dict[str, Any]:
+        said = {"status": status, "why": why, "step": step, "saved": saved, "steps": self.config.get("steps")}
         said |= {"diverged": dict(diverged), "time": _now()}
         write_json(self.workdir / "status.json", said)
         return said

@@ -236,7 +236,8 @@ def train(
         step = 0
         try:
             planned.data.coder.save(record.workdir)
-            with _signals() as stop, Checkpoints(record.workdir / "checkpoints", keep=2) as checkpoints:
+            folder = record.workdir / "checkpoints"
+            with _signals() as stop, Checkpoints(folder, 2, record.saved, record.note_saved) as checkpoints:
                 loop = Loop(planned, record, checkpoints, stop)
                 try:
                     outcome = loop.run()
@@ -289,11 +290,6 @@ class Loop:
         plan, every = self.plan, self.plan.every
         if saved := self.checkpoints.restore(plan.program.abstract):
             self.done, self.state, self.consumed = saved
-        elif (said := self.record.status) and said["status"] in ENDED and said["step"]:
-            raise Refusal(
-                f"the run {said['status']} at step {said['step']} and its checkpoints are gone: bring them back into "
-                f"{self.checkpoints.directory}, or delete the run's folder to train from the start"
-            )
         else:
             self.state = initial(plan)
         self.lost = np.asarray(self.state.diverged) >= 0

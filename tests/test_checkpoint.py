@@ -7,9 +7,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
-from rope_lm.checkpoint import SUMS, Checkpoints
+from rope_lm.checkpoint import SUMS, Checkpoints, damage
 from rope_lm.refusal import Refusal
 
 
@@ -77,17 +78,39 @@ def test_damage_to_any_file_is_found_and_the_checkpoint_before_is_used(tmp_path,
                 hurt.write_bytes(content[: len(content) // 2])
             else:
                 hurt.unlink()
-            with Checkpoints(folder, keep=2) as checkpoints:
+            with Checkpoints(folder, keep=2, saved=3) as checkpoints:
                 step, found, _ = checkpoints.restore(abstract())
                 assert step == 2, hurt
                 equal(found, 2)
-                if file.name != SUMS or how == "flip":
-                    assert hurt.name in capfd.readouterr().err or hurt.name == SUMS
+                assert hurt.name in capfd.readouterr().err or (hurt.name == SUMS and how == "flip")
+                assert (folder / "bad" / "3.0").exists()
                 checkpoints.save(3, tree(33))
                 checkpoints.wait()
                 step, found, _ = checkpoints.restore(abstract())
                 assert step == 3
                 equal(found, 33)
+
+
+def test_what_lacks_its_sums_is_kept_where_it_was_saved_and_goes_where_it_never_was(tmp_path):
+    saved(tmp_path)
+    for folder in ("2", "3"):
+        (tmp_path / folder / SUMS).unlink()
+    with (
+        Checkpoints(tmp_path, keep=2, saved=2) as checkpoints,
+        pytest.raises(Refusal, match=rf"\(step 2: {SUMS} is missing or torn\)"),
+    ):
+        checkpoints.restore(abstract())
+    assert [each.name for each in tmp_path.iterdir()] == ["bad"]
+    equal(ocp.StandardCheckpointer().restore((tmp_path / "bad" / "2.0" / "state").absolute(), abstract()), 2)
+
+
+def test_a_save_is_told_of_once_it_is_whole(tmp_path):
+    told = []
+    with Checkpoints(tmp_path, 2, 0, lambda step: told.append((step, damage(tmp_path / str(step))))) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, tree(step))
+        checkpoints.wait()
+    assert told == [(1, None), (2, None)]
 
 
 def test_nothing_whole_is_refused_with_the_list(tmp_path):

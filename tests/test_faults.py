@@ -254,6 +254,21 @@ def test_05_where_no_checkpoint_is_whole_the_run_refuses_and_never_starts_from_z
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.parametrize("fault, step", [("save:1:SIGKILL", 0), ("save:2:SIGKILL", 10)])
+def test_05_a_run_that_was_killed_starts_from_zero_only_where_it_never_saved(runs, whole, tmp_path, fault, step):
+    runs.run(tmp_path, fault, status=-signal.SIGKILL)
+    status = read(tmp_path, "status")
+    assert status["status"] == "running" and status["saved"] == step
+    shutil.rmtree(tmp_path / "checkpoints")
+    if step:
+        assert f"saved at step {step} and its checkpoints are gone" in runs.run(tmp_path, status=2)
+        (tmp_path / "status.json").write_text(json.dumps(status | {"status": "failed"}))
+        assert f"saved at step {step} and its checkpoints are gone" in runs.run(tmp_path, status=2)
+    else:
+        runs.run(tmp_path)
+        assert_same(whole, tmp_path)
+
+
 # 6. A full disk.
 
 

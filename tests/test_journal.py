@@ -44,7 +44,7 @@ def test_a_run_directory_holds_what_it_should(tmp_path):
     )
     assert len(manifest["commit"]) == 40 and manifest["compile_seconds"] == 1.5 and len(manifest["segments"]) == 1
     assert read("status.json") | {"time": ""} == {
-        "status": "stopped", "why": "SIGTERM", "step": 2, "steps": 10, "diverged": {}, "time": "",
+        "status": "stopped", "why": "SIGTERM", "step": 2, "saved": 0, "steps": 10, "diverged": {}, "time": "",
     }  # fmt: skip
     rows = journal.read_rows(tmp_path / "metrics.jsonl")
     assert [each["nats"] for each in rows] == [1.5, 1.5, None]
