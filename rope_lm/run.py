@@ -231,6 +231,11 @@ def train(
     planned = plan(config)
     with Journal.open(workdir, config, manifest(planned, provenance, deterministic)) as record:
         status = record.status
+        if record.saved > planned.steps:
+            raise Refusal(
+                f"steps={planned.steps}: the run in {str(record.workdir)!r} is at step {record.saved} already: give at "
+                f"least {record.saved}, or another --workdir"
+            )
         if status and (status["status"] == "diverged" or _is_done(status, planned.steps)):
             return status
         step = 0

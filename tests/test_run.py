@@ -91,6 +91,17 @@ def test_more_steps_go_on_from_the_end(config, tmp_path):
     assert max(warm) < 0.05, "the warm-up is a fraction of the steps: near, not the same"
 
 
+@pytest.mark.parametrize("status", ["finished", "stopped"])
+def test_fewer_steps_than_are_done_are_refused_and_nothing_is_written(config, tmp_path, status):
+    run.train(config, tmp_path, PROVENANCE)
+    said = json.loads((tmp_path / "status.json").read_text())
+    (tmp_path / "status.json").write_text(json.dumps(said | {"status": status}))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.json*")}
+    with pytest.raises(Refusal, match=r"steps=8: the run in .* is at step 12 already: give at least 12, or"):
+        run.train({**config, "steps": 8}, tmp_path, PROVENANCE)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.json*")}
+
+
 def test_a_crash_is_recorded_and_its_cause_is_raised(config, tmp_path, monkeypatch):
     def fail(self):
         raise MemoryError("no memory for this")
