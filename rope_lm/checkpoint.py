@@ -140,11 +140,12 @@ class Checkpoints:
             self.orbax.wait_until_finished()  # the only place where Orbax tells of a full disk
             write_json(folder / SUMS, _sums(folder))
             self.tell(int(folder.name))
-            for old in _by_step(self.directory)[self.keep :]:
-                shutil.rmtree(old)
         except BaseException as error:
             self.failure = _of_the_system(error, folder)
             shutil.rmtree(folder, ignore_errors=True)
+            return
+        for old in _by_step(self.directory)[self.keep :]:
+            shutil.rmtree(old, ignore_errors=True)  # one that stays is in nobody's way
 
     def _set_aside(self, folder: Path) -> Path:
         bad = self.directory / "bad"

@@ -113,6 +113,18 @@ def test_a_save_is_told_of_once_it_is_whole(tmp_path):
     assert told == [(1, None), (2, None)]
 
 
+def test_an_old_one_that_cannot_be_removed_costs_no_new_one(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    with Checkpoints(tmp_path / "c", keep=2) as checkpoints:
+        (tmp_path / "c" / "1").symlink_to(tmp_path / "elsewhere")  # a link is not removed as a folder
+        for step in (2, 3):
+            checkpoints.save(step, tree(step))
+        checkpoints.wait()
+        step, found, _ = checkpoints.restore(abstract())
+    assert step == 3
+    equal(found, 3)
+
+
 def test_nothing_whole_is_refused_with_the_list(tmp_path):
     saved(tmp_path)
     for folder in ("2", "3"):
