@@ -178,7 +178,7 @@ def _measure(
         with _Children().answering() as children, ThreadPoolExecutor(1, initializer=shares[0].take) as pool:
             words = ["--time", f"--config=configs/resolved.py:{root / 'plan' / name}.json"]
             code, said = pool.submit(_call, words, children, shares[0], subprocess.PIPE, subprocess.DEVNULL).result()
-        if children.stopped or code in (STOPPED, *(-each for each in SIGNALS)):
+        if children.stopped or code == STOPPED:
             raise KeyboardInterrupt
         # An arm that cannot begin says why when its turn comes.
         measured[where] = {"of": of, "arm": name, "seconds": float(said) if code == 0 else 0.0}
@@ -292,16 +292,19 @@ def _call(
         for line in child.stderr or ():
             print(f"{prefix}{line}", end="", file=sys.stderr, flush=True)
         said, _ = child.communicate()
-        return child.returncode, said
+        # One that a signal ends was not yet ready to answer it, and had begun nothing.
+        return STOPPED if -child.returncode in SIGNALS else child.returncode, said
     finally:
         children.running.discard(child)
 
 
 def _note_killed(path: Path, name: str) -> None:
-    """A run that was killed could not say so itself."""
+    """A run that was killed could not say so itself. One that had not begun leaves what an earlier one said."""
     with suppress(OSError):  # a full disk: the sweep's list says it all the same
-        why = f"killed by {name}: where it was not you, by a lack of memory; lower data.batch, data.length or seeds"
-        journal.write_json(path, {**json.loads(path.read_text()), "status": "failed", "why": why})
+        status = json.loads(path.read_text())
+        if status["status"] == "running":
+            why = f"killed by {name}: where it was not you, by a lack of memory; lower data.batch, data.length or seeds"
+            journal.write_json(path, {**status, "status": "failed", "why": why})
 
 
 def _status(root: Path, name: str, code: int) -> dict[str, Any]:

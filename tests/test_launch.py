@@ -91,6 +91,27 @@ def test_a_claim_keeps_the_time_at_which_it_was_first_seen(tmp_path):
     assert claims()["c"]["since"] > "2026"
 
 
+@pytest.mark.parametrize(
+    "name, status, code",
+    [("SIGTERM", "finished", 75), ("SIGINT", "running", 75), ("SIGABRT", "finished", 1), ("SIGABRT", "running", 1)],
+)
+def test_an_arm_that_a_signal_ends_before_it_began_keeps_its_status(tmp_path, monkeypatch, name, status, code):
+    """The signal comes while Python starts: no handler is set yet."""
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import os, signal\nsignal.signal(signal.{name}, signal.SIG_DFL)\nos.kill(os.getpid(), signal.{name})\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    said = {"status": status, "why": "", "step": 8}
+    (tmp_path / "s" / "a").mkdir(parents=True)
+    (tmp_path / "s" / "a" / "status.json").write_text(json.dumps(said))
+    assert launch.sweep({"a": {"steps": 8}}, {}, tmp_path / "s") == code
+    found = json.loads((tmp_path / "s" / "a" / "status.json").read_text())
+    if name == "SIGABRT" and status == "running":
+        assert found["status"] == "failed" and "killed by SIGABRT" in found["why"]
+    else:
+        assert found == said
+
+
 def test_a_study_trains_its_settings_and_says_before_how_long_it_takes(text, cache, tmp_path):
     flags = [*SMALL, f"--config.base.data.name=text:{text}", f"--config.base.data.cache={cache}"]
     words = ["scripts.sweep", f"--workdir={tmp_path / 's'}", "--config=configs/studies.py:replication", *flags]
