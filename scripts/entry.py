@@ -2,11 +2,13 @@
 
 import argparse
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from absl import flags
 from ml_collections import ConfigDict, FieldReference, config_flags
@@ -14,11 +16,30 @@ from ml_collections import ConfigDict, FieldReference, config_flags
 from rope_lm.refusal import Refusal
 
 
-def end(main: Callable[[], int]) -> NoReturn:
+class _Notices(io.FileIO):
+    """A stream that may be gone (`| head`, a dead sweep), or full: what does not fit in is dropped."""
+
+    def write(self, content: bytes) -> int:
+        with suppress(OSError):
+            return super().write(content) or len(content)
+        return len(content)
+
+
+def _as_notices(stream: TextIO | None) -> TextIO | None:
+    if stream is None:  # closed from the start
+        return None
+    raw = io.BufferedWriter(_Notices(stream.fileno(), "w", closefd=False))
+    return io.TextIOWrapper(raw, stream.encoding, stream.errors, line_buffering=True)
+
+
+def end(main: Callable[[], int], trains: bool = False) -> NoReturn:
     """Runs `main` and exits with its status; what a person can mend is one line, and no traceback.
 
     Status 2 for a Refusal, 1 for a lack of memory or of room on the disk, 75 for Ctrl-C where nothing is to be saved.
+    Where `main` trains, nothing that it says can end it.
     """
+    if trains:
+        sys.stdout, sys.stderr = map(_as_notices, (sys.stdout, sys.stderr))
     try:
         sys.exit(main())
     except Refusal as refusal:
@@ -26,6 +47,8 @@ def end(main: Callable[[], int]) -> NoReturn:
     except MemoryError as error:
         _say(error, 1)
     except BrokenPipeError:  # who read what is printed has seen enough
+        if trains:
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except OSError as error:
@@ -39,7 +62,7 @@ def end(main: Callable[[], int]) -> NoReturn:
 
 
 def start(main: Callable[[], int], usage: str) -> NoReturn:
-    """Parses absl's flags, then `end`."""
+    """Parses absl's flags, then `end`, of a script that trains."""
     if any(each in ("-h", "-help", "--help") for each in sys.argv[1:]):
         print(usage.strip(), "\n\nFlags:")
         for flag in flags.FLAGS.flags_by_module_dict()[sys.argv[0]]:
@@ -51,7 +74,7 @@ def start(main: Callable[[], int], usage: str) -> NoReturn:
         _say(error, 2)
     if rest:
         _say(f"unexpected argument {rest[0]!r}: flags look like --workdir=runs/a; see --help", 2)
-    end(main)
+    end(main, trains=True)
 
 
 def _say(why: object, status: int) -> NoReturn:

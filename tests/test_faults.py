@@ -613,6 +613,16 @@ def test_18_a_sweep_that_is_stopped_while_it_waits_leaves_the_other_alone(runs, 
     until(lambda: trainer(tmp_path / "rotary") is None)
 
 
+def test_18_arms_side_by_side_train_on_though_what_they_say_has_nowhere_to_go(runs, tmp_path):
+    command = [*sweep(runs, tmp_path, "none,rotary"), "--at_once=2"]
+    first = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    until(lambda: trainer(tmp_path / "none") and trainer(tmp_path / "rotary"))
+    first.kill()
+    first.wait()
+    until(lambda: not (trainer(tmp_path / "none") or trainer(tmp_path / "rotary")))
+    assert [read(tmp_path / arm, "status")["status"] for arm in ("none", "rotary")] == ["finished"] * 2
+
+
 # 19. A run on another machine.
 
 
@@ -668,3 +678,25 @@ def test_20_nothing_in_the_code_executes_data():
                 assert node.func.id not in ("eval", "exec", "compile", "__import__"), f"{path}:{node.lineno}"
             for alias in node.names if isinstance(node, ast.Import | ast.ImportFrom) else ():
                 assert alias.name.split(".")[0] not in ("pickle", "marshal", "shelve", "dill", "yaml"), path
+
+
+# 21. Nobody reads what a run says.
+
+
+def test_21_a_run_whose_reader_is_gone_trains_on(runs, whole, tmp_path):
+    child = runs.start(tmp_path)
+    child.stdout.close()
+    child.stderr.close()
+    assert child.wait(timeout=300) == 0
+    assert_same(whole, tmp_path)
+
+
+@pytest.mark.parametrize("trains, status", [(True, 1), (False, 0)])
+def test_21_a_broken_pipe_is_success_only_where_what_is_printed_is_the_product(trains, status):
+    code = f"""
+from scripts import entry
+def main():
+    raise BrokenPipeError("of a download, say")
+entry.end(main, trains={trains})
+"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == status
