@@ -319,26 +319,37 @@ def _cut_torn_line(path: Path) -> None:
 
 
 def holder(workdir: Path) -> str | None:
-    """Which process trains in `workdir` now; None where none does."""
+    """Which process trains in `workdir` now; None where none does. Raises Refusal where files cannot be locked."""
+    path = workdir / ".lock"
     try:
-        with open(workdir / ".lock", encoding="utf-8") as lock:
-            return _holder(lock)
+        with open(path, "r+", encoding="utf-8") as lock:
+            return _holder(lock, fcntl.LOCK_EX)
     except FileNotFoundError:
         return None
+    except OSError:  # it may only be read
+        with open(path, encoding="utf-8") as lock:
+            return _holder(lock, fcntl.LOCK_SH)
 
 
-def _holder(lock: Any) -> str | None:
-    """Locks the file, or says who holds it. The operating system lets go of a lock when its holder ends, however."""
+def _holder(lock: Any, how: int) -> str | None:
+    """Locks the file, or says who holds it. The operating system lets go of a lock when its holder ends, however.
+
+    NFS gives an exclusive lock only on a file that is open for writing, a shared one only on one open for reading.
+    """
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+        fcntl.flock(lock, how | fcntl.LOCK_NB)
+    except BlockingIOError:
         lock.seek(0)
         return lock.read().strip() or "another process"
+    except OSError as error:
+        raise Refusal(
+            f"{lock.name} cannot be locked ({error.strerror}): use a --workdir on a file system that has locks"
+        ) from error
     return None
 
 
 def _take(lock: Any, workdir: Path) -> None:
-    if by := _holder(lock):
+    if by := _holder(lock, fcntl.LOCK_EX):
         raise Refusal(f"workdir {str(workdir)!r} is in use by {by}: wait for it, or use another --workdir")
     lock.seek(0)
     lock.truncate()

@@ -1,9 +1,12 @@
 """The run directory: what is refused, what survives."""
 
+import errno
+import fcntl
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -125,6 +128,45 @@ def test_a_workdir_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(Refusal, match=r"workdir .* cannot be written \(Not a directory\): choose another"):
         Journal.open(tmp_path / "file" / "run", CONFIG, MANIFEST)
+
+
+def test_only_a_lock_that_is_taken_counts_as_held(tmp_path, monkeypatch):
+    assert journal.holder(tmp_path) is None
+    real = fcntl.flock
+
+    def nfs(file, how: int) -> None:
+        """Where locks are of bytes, not of files: an exclusive one asks for a file that can be written."""
+        if how & fcntl.LOCK_EX and not file.writable():
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        real(file, how)
+
+    def none(file, how: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", nfs)
+    with Journal.open(tmp_path, CONFIG, MANIFEST):
+        assert f"process {os.getpid()} on " in journal.holder(tmp_path)
+    assert journal.holder(tmp_path) is None
+    monkeypatch.setattr(fcntl, "flock", none)
+    for ask in (journal.holder, lambda workdir: Journal.open(workdir, CONFIG, MANIFEST)):
+        with pytest.raises(Refusal, match=r"\.lock cannot be locked \(No locks available\): use a --workdir on"):
+            ask(tmp_path)
+
+
+def test_who_may_only_read_a_run_can_ask_who_trains_it():
+    """Asked by a process that is not root: root may write every file."""
+    with tempfile.TemporaryDirectory() as folder:
+        workdir, mine = Path(folder), os.geteuid()
+        os.chmod(folder, 0o755)
+        with Journal.open(workdir, CONFIG, MANIFEST):
+            (workdir / ".lock").chmod(0o444)
+            if mine == 0:
+                os.seteuid(65534)
+            try:
+                held = journal.holder(workdir)
+            finally:
+                os.seteuid(mine)
+        assert f"process {os.getpid()} on " in held
 
 
 def test_a_torn_last_line_is_no_row(tmp_path):
