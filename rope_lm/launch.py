@@ -131,15 +131,19 @@ def sweep(
             number, name = following
             about = f", {_about(sum(list(left.values())[number - 1 :]) / len(shares))} left" if number > 1 else ""
             console.print(f"[bold]\\[{number}/{len(arms)}] {name}[/bold]{about}", highlight=False)
-            _wait(root / name, console, children)
-            if children.stopped:
-                break
             prefix = f"[{number}/{len(arms)}] " if len(shares) > 1 else ""
-            for _ in range(ATTEMPTS):
-                codes[name] = _train(root, name, flags, children, share, prefix)
-                if codes[name] != -signal.SIGKILL or children.stopped:
+            killed = 0
+            while killed < ATTEMPTS:
+                _wait(root / name, console, children)
+                if children.stopped:
+                    codes[name] = STOPPED
                     break
-                console.print(f"{name}: killed", highlight=False)
+                codes[name] = _train(root, name, flags, children, share, prefix)
+                if codes[name] == -signal.SIGKILL and not children.stopped:
+                    console.print(f"{name}: killed", highlight=False)
+                    killed += 1
+                elif codes[name] != MISTAKE or not journal.holder(root / name):  # else another was there first
+                    break
             if codes[name] == STOPPED:
                 children.stopped = True
 

@@ -623,6 +623,15 @@ def test_18_arms_side_by_side_train_on_though_what_they_say_has_nowhere_to_go(ru
     assert [read(tmp_path / arm, "status")["status"] for arm in ("none", "rotary")] == ["finished"] * 2
 
 
+def test_18_of_two_sweeps_that_come_to_an_arm_at_once_one_waits(runs, tmp_path):
+    command = sweep(runs, tmp_path, "rotary", steps=1000, every__save=500, every__log=500)
+    first = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    until(lambda: (tmp_path / "sweep.json").exists())  # it measures a step, and so will the other
+    second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert first.wait(timeout=300) == second.returncode == 0, second.stderr
+    assert len(read(tmp_path / "rotary", "manifest")["segments"]) == 1
+
+
 # 19. A run on another machine.
 
 
