@@ -4,7 +4,8 @@ python -m scripts.sweep --workdir=runs/ablation --config=configs/ablation.py:qui
 
 `quick,scale=small,data=text:PATH` takes another scale or text; the rates in TUNED are those of scale=nano on stdlib, so
 run `tuning,scale=small,...` first and put its best rates here.
-An arm is {section: {key: value}} over the base; --config.base.steps=500 changes the base, and so every arm.
+An arm is {section: {key: value}} over the base; --config.base.steps=500 changes the base, and so every arm;
+it is refused where an arm has a value of its own.
 """
 
 from collections.abc import Callable, Iterator

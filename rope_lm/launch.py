@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,11 +28,12 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 ATTEMPTS = 3  # at an arm that is killed: what took its memory may be gone, and each goes on from the last checkpoint
 
 
-def expand(sweep: Mapping[str, Any], only: Sequence[str] | None) -> dict[str, Config]:
+def expand(sweep: Mapping[str, Any], only: Sequence[str] | None, overrides: Iterable[str] = ()) -> dict[str, Config]:
     """The whole config of each arm: the base with the arm's {section: {key: value}} put over it.
 
-    An arm may be named SETTING/ARM; `only` takes such names, settings, and arms of whatever setting. Raises Refusal for
-    an arm that changes a key that the base does not have, and for unknown names in `only`.
+    An arm may be named SETTING/ARM; `only` takes such names, settings, and arms of whatever setting. `overrides`: the
+    keys that flags have changed ("base.steps"). Raises Refusal for an arm that changes a key that the base does not
+    have, for unknown names in `only`, and for an override of the base that does not reach every arm.
     """
     if set(sweep) != {"base", "arms", "claims"}:
         raise Refusal(f"a sweep has base, arms and claims, this config has {', '.join(sweep)}: see configs/ablation.py")
@@ -41,7 +42,20 @@ def expand(sweep: Mapping[str, Any], only: Sequence[str] | None) -> dict[str, Co
         if not any(name in each for each in names.values()):
             raise unknown("arm in --only", name, set().union(*names.values()))
     chosen = [name for name in names if not only or names[name] & set(only)]
-    return {name: _over(sweep["base"], sweep["arms"][name], name) for name in chosen}
+    arms = {name: _over(sweep["base"], sweep["arms"][name], name) for name in chosen}
+    for key in (each.removeprefix("base.") for each in overrides if each.startswith("base.")):
+        if own := [name for name, config in arms.items() if _at(config, key) != _at(sweep["base"], key)]:
+            where = f"--config.arms.ARM.{key}" if all(map(str.isidentifier, own)) else "the sweep's function"
+            raise Refusal(f"--config.base.{key} does not reach arms {', '.join(own)}, which set their own: set {where}")
+    return arms
+
+
+def _at(config: Mapping[str, Any], key: str) -> Any:
+    """The value at a.b.c; None where there is none."""
+    found: Any = config
+    for each in key.split("."):
+        found = found.get(each) if isinstance(found, Mapping) else None
+    return found
 
 
 def _over(base: Mapping[str, Any], arm: Mapping[str, Any], name: str) -> Config:

@@ -128,11 +128,16 @@ def plain(value: Any) -> Any:
     return tuple(map(plain, value)) if isinstance(value, (list, tuple)) else value
 
 
+def overrides(holder: flags.FlagHolder) -> dict[str, Any]:
+    """What flags changed in the config, by key ("model.width")."""
+    return config_flags.get_override_values(flags.FLAGS[holder.name])
+
+
 def provenance(holder: flags.FlagHolder) -> dict[str, Any]:
     """What the manifest says of the command and the machine."""
     from rope_lm import journal
 
-    return journal.provenance(argv=sys.argv, overrides=config_flags.get_override_values(flags.FLAGS[holder.name]))
+    return journal.provenance(argv=sys.argv, overrides=overrides(holder))
 
 
 def huge_pages() -> None:

@@ -74,6 +74,21 @@ def test_an_objective_replaces_another_whole_and_other_sections_key_by_key():
     assert sweep["base"]["objective"] == {"name": "causal"}, "the base stays as it is"
 
 
+def test_an_override_of_the_base_reaches_every_arm_or_is_refused():
+    base = {"steps": 4, "optimizer": {"rate": (1.0,)}, "model": {"position": {"name": "none"}}}
+    arms = {"a": {"optimizer": {"rate": (2.0,)}}, "b": {}, "s/c": {"model": {"position": {"name": "learned"}}}}
+    sweep = {"base": base, "arms": arms, "claims": {}}
+    expand = lambda *overrides, only=None: list(launch.expand(sweep, only, overrides))  # noqa: E731
+    assert expand("base.steps", "arms.a.optimizer.rate") == ["a", "b", "s/c"]
+    assert expand("base.optimizer.rate", only=["b", "s/c"]) == ["b", "s/c"], "of the chosen arms alone"
+    with pytest.raises(Refusal, match=r"does not reach arms a, which .*: set --config.arms.ARM.optimizer.rate"):
+        expand("base.optimizer.rate")
+    with pytest.raises(Refusal, match=r"base.model.position.name does not reach arms s/c, .* set the sweep's function"):
+        expand("base.model.position.name")
+    arms["a"]["optimizer"]["rate"] = (1.0,)
+    assert expand("base.optimizer.rate") == ["a", "b", "s/c"], "the same value"
+
+
 def test_a_claim_keeps_the_time_at_which_it_was_first_seen(tmp_path):
     def claims() -> dict:
         return json.loads((tmp_path / "sweep.json").read_text())["claims"]

@@ -103,6 +103,11 @@ def test_help_is_worth_reading(script):
             "unknown arm in --only",
         ),
         (["scripts.sweep", "--config=configs/lm.py", "--workdir=W"], "a sweep has base, arms and claims"),
+        (
+            ["scripts.sweep", "--config=configs/ablation.py:quick", "--workdir=W", "--config.base.optimizer.rate=1e-3"],
+            "--config.base.optimizer.rate does not reach arms learned, none, relative_bias, rotary, sinusoidal, which "
+            "set their own: set --config.arms.ARM.optimizer.rate",
+        ),
         (["scripts.benchmark", "--scale=tny"], "unknown --scale 'tny': did you mean tiny"),
         (["scripts.benchmark", "--encodings=rotary,rope"], "unknown --encodings 'rope'"),
         (["scripts.benchmark", "--shape=width=0"], "--shape=width=0: must be a whole number of at least 1"),
