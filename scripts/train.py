@@ -24,6 +24,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs.presets import ATTENTIONS, BLOCKS, OBJECTIVES, POSITIONS, SCALES
+from rope_lm.refusal import Refusal
 from scripts import entry
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "a config file, then `:` and its string", lock_config=True)
@@ -38,6 +39,8 @@ CHOICES = {"position": POSITIONS, "scale": SCALES, "objective": OBJECTIVES, "att
 
 def main() -> int:
     config = entry.config(CONFIG)
+    if "arms" in config:
+        raise Refusal("--config is that of a sweep, which has arms: python -m scripts.sweep trains, or lists, them")
     if DRY.value:
         from rope_lm import launch
 
