@@ -85,7 +85,7 @@ def get_config(text: str = "") -> ConfigDict:
             "b1": 0.9,
             "b2": 0.95,
             "epsilon": 1e-8,
-            "clip": 1.0,  # global norm
+            "clip": 1.0,  # global norm; 1e9 clips nothing
             "accumulate": 1,  # pieces that a batch is cut into
         }
     )

@@ -16,7 +16,7 @@ def bind(function: Callable, section: Mapping[str, Any], where: str, given: Mapp
     """The keyword arguments for `function`: the keys of a config section, and what the caller itself has `given`.
 
     Raises Refusal, naming the key as `where.key`, for a key that the function does not take, one that is missing,
-    or a value that is not of the annotated type (True is no int, 1 is a float, NaN is no number at all).
+    or a value that is not of the annotated type (True is no int, 1 is a float, NaN and infinity are none).
     """
     called = function.__init__ if inspect.isclass(function) else function
     parameters = {
@@ -61,7 +61,7 @@ def _fits(value: Any, annotation: Any) -> bool:
     if annotation in (int, float) and isinstance(value, bool):
         return False
     if annotation is float:
-        return isinstance(value, (int, float)) and not math.isnan(value)
+        return isinstance(value, (int, float)) and math.isfinite(value)
     if inspect.isclass(origin or annotation):
         return isinstance(value, origin or annotation)
     return True
@@ -73,5 +73,5 @@ def _words(annotation: Any) -> str:
         return " or ".join(_words(each) for each in inner)
     if origin is tuple:
         return f"one or more values, each {_words(inner[0])}"
-    names = {int: "a whole number", float: "a number", bool: "True or False", str: "text", type(None): "None"}
+    names = {int: "a whole number", float: "a finite number", bool: "True or False", str: "text", type(None): "None"}
     return names.get(annotation, getattr(origin or annotation, "__name__", str(annotation)))

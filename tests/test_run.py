@@ -129,11 +129,11 @@ def test_a_crash_is_recorded_and_its_cause_is_raised(config, tmp_path, monkeypat
         ("data", {"length": 50000}, "the training text has .* rows of 50000 tokens, a batch needs 4"),
         ("model", {"heads": 3}, "model.width=16 is not divisible by model.heads=3"),
         ("model", {"heads": 16}, "head size 16/16 = 1 is odd"),
-        ("model", {"embedding_scale": float("nan")}, "model.embedding_scale=nan: must be a number"),
+        ("model", {"embedding_scale": float("nan")}, "model.embedding_scale=nan: must be a finite number"),
         ("model", {"attention": {"name": "softmax", "kernel": "cudnn"}}, "model.attention.kernel=cudnn runs on NVIDIA"),
         ("model", {"position": {"name": "rotery", "base": 1e4}}, "unknown model.position.name 'rotery'"),
         ("model", {"position": {"name": "learned", "limit": 8, "scale": 1.0}}, "encodes indices below 8"),
-        ("optimizer", {"rate": ("fast",)}, "optimizer.rate=.*each a number"),
+        ("optimizer", {"rate": ("fast",)}, "optimizer.rate=.*each a finite number"),
         ("mesh", {"data": 3}, "mesh .*asks for 3 devices"),
     ],
 )

@@ -93,6 +93,10 @@ def test_help_is_worth_reading(script):
             ["scripts.train", "--config=configs/lm.py", "--workdir=W", "--config.optimizer.clip=nan"],
             "optimizer.clip=nan",
         ),
+        (
+            ["scripts.train", "--config=configs/lm.py", "--workdir=W", "--config.optimizer.clip=inf"],
+            "optimizer.clip=inf: must be a finite number",
+        ),
         (["scripts.train", "--config=configs/ablation.py:quick", "--dry"], "python -m scripts.sweep trains, or lists"),
         (["scripts.train", "--config=configs/ablation.py:quick", "--workdir=W"], "that of a sweep"),
         (["scripts.train", "--config=configs/lm.py:data=text:/none", "--workdir=W"], "no such file or folder"),

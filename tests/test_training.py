@@ -181,9 +181,9 @@ def test_schedules(schedule, expected):
     [
         ({"schedule": "cosin"}, "unknown optimizer.schedule 'cosin': did you mean cosine"),
         ({"rate": (0.0,)}, "optimizer.rate=0.0: must be above 0"),
-        ({"rate": ()}, "optimizer.rate=.*must be one or more values, each a number"),
+        ({"rate": ()}, "optimizer.rate=.*must be one or more values, each a finite number"),
         ({"warmup": 1.0}, "optimizer.warmup=1.0: must be at least 0 and below 1"),
-        ({"weight_decay": float("nan")}, "optimizer.weight_decay=nan: must be a number"),
+        ({"weight_decay": float("nan")}, "optimizer.weight_decay=nan: must be a finite number"),
         ({"accumulate": True}, "optimizer.accumulate=True: must be a whole number"),
         ({"accumulate": 3}, "data.batch = 4 cannot be cut into optimizer.accumulate = 3"),
     ],

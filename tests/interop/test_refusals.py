@@ -44,7 +44,7 @@ def refused(folder: Path) -> str:
         (
             "llama_yarn",
             {"rope_parameters": {"rope_type": "yarn", "factor": "4"}},
-            "model.position.factor='4': must be a number",
+            "model.position.factor='4': must be a finite number",
         ),
         ("llama", {"hidden_size": None}, "hidden_size is None, it must be a whole number of at least 1"),
         ("llama", {"num_hidden_layers": 0}, "num_hidden_layers is 0, it must be a whole number"),
