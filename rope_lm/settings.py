@@ -5,6 +5,7 @@ import math
 import types
 import typing
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from rope_lm.refusal import Refusal, unknown
@@ -50,6 +51,14 @@ def build(section: Mapping[str, Any], table: Mapping[str, Callable[..., T]], whe
     arguments = {key: value for key, value in section.items() if key != "name"}
     function = named(section, table, where)
     return function(**bind(function, arguments, where, given))
+
+
+def path(text: str, given: str) -> Path:
+    """The path with `~` resolved. Raises Refusal, naming what was `given`, where that is nobody's home."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise Refusal(f"{given}: there is no home folder {text.split('/')[0]} here; give a path without it") from error
 
 
 def _fits(value: Any, annotation: Any) -> bool:

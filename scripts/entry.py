@@ -13,6 +13,7 @@ from typing import Any, NoReturn, TextIO
 from absl import flags
 from ml_collections import ConfigDict, FieldReference, config_flags
 
+from rope_lm import settings
 from rope_lm.refusal import Refusal
 
 
@@ -180,5 +181,5 @@ def compilation_cache(folder: str) -> None:
     """Compiled programs are kept in `folder`, so that a second start, or a resumed run, does not compile again."""
     import jax
 
-    jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser() / "compiled"))
+    jax.config.update("jax_compilation_cache_dir", str(settings.path(folder, f"data.cache={folder}") / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

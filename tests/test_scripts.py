@@ -100,6 +100,7 @@ def test_help_is_worth_reading(script):
         (["scripts.train", "--config=configs/ablation.py:quick", "--dry"], "python -m scripts.sweep trains, or lists"),
         (["scripts.train", "--config=configs/ablation.py:quick", "--workdir=W"], "that of a sweep"),
         (["scripts.train", "--config=configs/lm.py:data=text:/none", "--workdir=W"], "no such file or folder"),
+        (["scripts.train", "--config=configs/lm.py", "--workdir=W", "--config.data.cache=~no-one/a"], "home folder"),
         (
             ["scripts.sweep", "--config=configs/ablation.py:quikc", "--workdir=W"],
             "unknown sweep 'quikc': did you mean quick",

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
+from rope_lm import settings
 from rope_lm.data import batches, corpora, probes, tokens
 from rope_lm.data import tokenizer as tokenizers  # `make` has an argument of that name
 from rope_lm.data.batches import Order
@@ -60,7 +60,7 @@ def make(
     tokenizers.check(tokenizer)
     if name.startswith("probe:"):
         return _probe(name.removeprefix("probe:"), tokenizer, length, batch, validation)
-    folder = Path(cache).expanduser()
+    folder = settings.path(cache, f"data.cache={cache}")
     corpus = corpora.open_corpus(name, split, field, folder)
     coder = tokenizers.make(tokenizer, corpus, folder)
     made = tokens.prepare(corpus, coder, folder)

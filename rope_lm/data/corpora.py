@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
+from rope_lm import settings
 from rope_lm.data.cache import alone
 from rope_lm.refusal import Refusal, unknown
 
@@ -71,7 +72,7 @@ def open_corpus(name: str, split: str, field: str, cache: Path) -> Corpus:
     if name == "enwik8":
         return enwik8(ENWIK8, cache)
     if kind == "text" and rest:
-        return _text(Path(rest).expanduser())
+        return _text(settings.path(rest, f"data={name}"))
     if kind == "tfds" and rest:
         return _tfds(rest, split, field)
     raise unknown("data", name, ["stdlib", "enwik8", "text:PATH", "tfds:NAME", "probe:NAME"])
@@ -359,7 +360,8 @@ def _check_downloads(builder: Any) -> None:
 
     if builder.data_path.exists():
         return
-    folder = Path(builder._data_dir_root).expanduser() / "downloads"
+    root = str(builder._data_dir_root)
+    folder = settings.path(root, f"TFDS_DATA_DIR={root}") / "downloads"
     missing = {
         url: resource.get_dl_fname(url, info.checksum)
         for url, info in (builder.url_infos or {}).items()

@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from rope_lm import settings
 from rope_lm.data import cache
 from rope_lm.data.corpora import Corpus
 from rope_lm.refusal import Refusal, unknown
@@ -233,8 +234,8 @@ def make(name: str, corpus: Corpus, root: Path) -> Tokenizer:
         return Bytes()
     if kind == "bpe":
         return _trained(corpus, int(rest), root)
-    path = Path(rest).expanduser()
-    return SentencePiece(_read(path, f"data.tokenizer={name}"), f"data.tokenizer={name}")
+    given = f"data.tokenizer={name}"
+    return SentencePiece(_read(settings.path(rest, given), given), given)
 
 
 def load(name: str, folder: Path, fingerprint: str) -> Tokenizer:

@@ -108,6 +108,8 @@ def test_one_huge_line_is_read_in_pieces(tmp_path, cache):
     [
         ("stdlb", {}, "unknown data 'stdlb': did you mean stdlib"),
         ("text:", {}, "unknown data 'text:'"),
+        ("text:~no-one/a.txt", {}, "data=text:~no-one/a.txt: there is no home folder ~no-one here"),
+        ("stdlib", {"cache": "~no-one/a"}, "data.cache=~no-one/a: there is no home folder ~no-one here"),
         ("stdlib", {"tokenizer": "byte"}, "unknown data.tokenizer 'byte': did you mean bytes"),
         ("stdlib", {"length": 0}, "data.length=0: must be at least 1"),
         ("stdlib", {"split": "train"}, "only data=tfds:NAME has them"),
@@ -116,7 +118,7 @@ def test_one_huge_line_is_read_in_pieces(tmp_path, cache):
 )
 def test_a_mistake_in_the_data_section_is_one_line(cache, name, changes, words):
     with pytest.raises(Refusal, match=words):
-        make(name, cache, **changes)
+        make(name, **{"cache": cache} | changes)
 
 
 def test_a_dataset_that_cannot_be_fetched_is_refused_at_once(tmp_path, cache, monkeypatch):

@@ -210,6 +210,10 @@ def test_a_run_carries_its_tokenizer(tmp_path, text, kind):
         ("bpe:65536", "a vocabulary of 65,536 tokens is above 65,535"),
         ("bpe:30000", r"no pair of tokens occurs twice in this text after [\d,]+ tokens were made; .*bpe:\d+ at most"),
         ("sentencepiece:/none.model", "/none.model cannot be read .*bring the file there"),
+        (
+            "sentencepiece:~no-one/a.model",
+            "tokenizer=sentencepiece:~no-one/a.model: there is no home folder ~no-one here",
+        ),
         ("sentencepiece:TEXT", "is no SentencePiece model: give the .model file"),
         ("sentencepiece:EMPTY", "is no SentencePiece model: give the .model file"),
         ("sentencepiece:HUGE", "a vocabulary of 65,536 tokens is above 65,535"),
