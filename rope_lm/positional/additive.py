@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from rope_lm.positional.base import PositionalEncoding, Shape
-from rope_lm.positional.rotary import Rotary, angles, frequencies
+from rope_lm.positional.rotary import Rotary, above, angles, frequencies
 from rope_lm.positions import Positions
 from rope_lm.refusal import Refusal
 
@@ -42,7 +42,7 @@ class Sinusoidal(PositionalEncoding):
     def __init__(self, base: float, scale: float, *, shape: Shape, rngs: nnx.Rngs):
         self.scale = scale
         self.width = shape.width
-        self.base = base
+        self.base = above("base", base, 1, "10000 in the paper")
 
     def embed(self, x: Float[Array, "B T D"], positions: Positions) -> Float[Array, "B T D"]:
         angle = angles(positions.index, frequencies(self.width + self.width % 2, self.base))

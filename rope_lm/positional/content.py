@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from rope_lm.positional.base import Added, Parts, PositionalEncoding, Shape, einsum
 from rope_lm.positional.bias import distance, distances, shifted
-from rope_lm.positional.rotary import angles, frequencies
+from rope_lm.positional.rotary import above, angles, frequencies
 from rope_lm.positions import Positions, visible
 from rope_lm.refusal import Refusal
 
@@ -117,7 +117,7 @@ class TransformerXL(PositionalEncoding):
     def __init__(self, base: float, scale: float, *, shape: Shape, rngs: nnx.Rngs):
         if shape.width % 2:
             raise Refusal(f"transformer_xl pairs sines with cosines, model.width={shape.width} is odd: make it even")
-        self.base, self.causal = base, shape.causal
+        self.base, self.causal = above("base", base, 1, "that of the sinusoids, usually 10000"), shape.causal
         draw = lambda size: jax.random.normal(rngs.position(), size)  # noqa: E731
         heads = (shape.heads, shape.head_size)
         self.u = nnx.Param(scale * draw(heads), axes=("heads", "component"), decays=False)

@@ -79,7 +79,7 @@ class Rotary(PositionalEncoding):
                 f"rotary turns pairs of components, the head size {shape.width}/{shape.heads} = {shape.head_size} is "
                 "odd: choose model.width and model.heads so that width/heads is even"
             )
-        _above("base", base, 1, "10000 in the paper")
+        above("base", base, 1, "10000 in the paper")
         self.base, self.head_size = base, shape.head_size
 
     def frequency(self) -> np.ndarray:
@@ -108,7 +108,7 @@ class RotaryFeatures(PositionalEncoding):
     Rotary."""
 
     def __init__(self, base: float, *, shape: Shape, rngs: nnx.Rngs):
-        self.base = _above("base", base, 1, "10000 in the paper")
+        self.base = above("base", base, 1, "10000 in the paper")
 
     def turn_features(
         self,
@@ -159,7 +159,7 @@ class LayeredRotary(Rotary):
             )
         for base in bases:
             if base != 0:
-                _above("bases", base, 1, "each, or 0 for a layer that is not turned")
+                above("bases", base, 1, "each, or 0 for a layer that is not turned")
         self.bases = tuple(bases)
 
     def wave(self, at: Positions, seen: Positions, layer: Int[Array, ""]) -> Wave:
@@ -175,7 +175,7 @@ class LinearRotary(Rotary):
 
     def __init__(self, base: float, factor: float, *, shape: Shape, rngs: nnx.Rngs):
         super().__init__(base, shape=shape, rngs=rngs)
-        self.factor = _above("factor", factor, 1, "how many times the trained length is to be reached", equal=True)
+        self.factor = above("factor", factor, 1, "how many times the trained length is to be reached", equal=True)
 
     def frequency(self) -> np.ndarray:
         return frequencies(self.head_size, self.base) / self.factor
@@ -207,7 +207,7 @@ class DynamicRotary(LinearRotary):
     def __init__(self, base: float, factor: float, trained: int, *, shape: Shape, rngs: nnx.Rngs):
         super().__init__(base, factor, shape=shape, rngs=rngs)
         _two_planes(shape)
-        self.trained = int(_above("trained", trained, 1, "the length that the model was trained on", equal=True))
+        self.trained = int(above("trained", trained, 1, "the length that the model was trained on", equal=True))
 
     def wave(self, at: Positions, seen: Positions, layer: Int[Array, ""]) -> Wave:
         if seen.start is None:
@@ -233,9 +233,9 @@ class YaRN(LinearRotary):
         self, base: float, factor: float, trained: int, fast: float, slow: float, *, shape: Shape, rngs: nnx.Rngs
     ):
         super().__init__(base, factor, shape=shape, rngs=rngs)
-        self.trained = int(_above("trained", trained, 1, "the length that the model was trained on", equal=True))
-        self.slow = _above("slow", slow, 0, "turns in the trained length; 1 in the paper")
-        self.fast = _above("fast", fast, slow, "slow, turns in the trained length; 32 in the paper")
+        self.trained = int(above("trained", trained, 1, "the length that the model was trained on", equal=True))
+        self.slow = above("slow", slow, 0, "turns in the trained length; 1 in the paper")
+        self.fast = above("fast", fast, slow, "slow, turns in the trained length; 32 in the paper")
         self.amplitude = 0.1 * math.log(factor) + 1
 
     def frequency(self) -> np.ndarray:
@@ -257,9 +257,9 @@ class Llama3Rotary(LinearRotary):
         self, base: float, factor: float, trained: int, low: float, high: float, *, shape: Shape, rngs: nnx.Rngs
     ):
         super().__init__(base, factor, shape=shape, rngs=rngs)
-        self.trained = int(_above("trained", trained, 1, "the length that the model was trained on", equal=True))
-        self.low = _above("low", low, 0, "1 in Llama 3.1")
-        self.high = _above("high", high, low, "low; 4 in Llama 3.1")
+        self.trained = int(above("trained", trained, 1, "the length that the model was trained on", equal=True))
+        self.low = above("low", low, 0, "1 in Llama 3.1")
+        self.high = above("high", high, low, "low; 4 in Llama 3.1")
 
     def frequency(self) -> np.ndarray:
         plain = frequencies(self.head_size, self.base)
@@ -282,7 +282,7 @@ class XPos(Rotary):
 
     def __init__(self, base: float, fade: float, *, shape: Shape, rngs: nnx.Rngs):
         super().__init__(base, shape=shape, rngs=rngs)
-        self.fade = _above("fade", fade, 0, "tokens; 512 in the paper")
+        self.fade = above("fade", fade, 0, "tokens; 512 in the paper")
 
     def rotate(
         self,
@@ -303,7 +303,8 @@ class XPos(Rotary):
         return turn(q, q_positions.index, 1.0), turn(k, k_positions.index, -1.0)
 
 
-def _above(name: str, value: float, least: float, what: str, equal: bool = False) -> float:
+def above(name: str, value: float, least: float, what: str, equal: bool = False) -> float:
+    """The value of a key of model.position. Raises Refusal unless it is above `least`, or `equal` where so told."""
     if not (value >= least if equal else value > least):
         raise Refusal(f"model.position.{name}={value}: must be {'at least' if equal else 'above'} {least:g} ({what})")
     return value

@@ -326,6 +326,8 @@ def test_the_model_draws_shared_parameters_without_regard_to_the_encoding():
         ({"name": "rotary", "base": True}, "model.position.base=True: must be a finite number"),
         ({"name": "rotary", "base": float("nan")}, "model.position.base=nan: must be a finite number"),
         ({"name": "rotary", "base": 0.5}, "model.position.base=0.5: must be above 1"),
+        ({"name": "sinusoidal", "base": 1.0, "scale": 1.0}, "model.position.base=1.0: must be above 1"),
+        ({"name": "transformer_xl", "base": 0.0, "scale": 1.0}, "model.position.base=0.0: must be above 1"),
         ({"name": "learned", "limit": 0, "scale": 1.0}, "model.position.limit=0: must be at least 1"),
         ({"name": "relative_bias", "buckets": 32, "farthest": 8, "scale": 1.0}, "farthest > buckets/2"),
         ({"name": "rotary_partial", "base": 1e4, "fraction": 1.5}, "fraction=1.5: must be above 0 and at most 1"),
