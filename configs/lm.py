@@ -80,7 +80,7 @@ def get_config(text: str = "") -> ConfigDict:
             "rate": (3e-3,),  # peak; several make an ensemble
             "schedule": "cosine",  # constant, cosine, wsd
             "warmup": 0.05,  # fraction of the steps
-            "cooldown": 0.2,  # fraction of the steps; wsd only
+            "cooldown": 0.2,  # fraction of the steps after the warm-up; wsd only
             "weight_decay": 0.1,  # on matrices but an encoding's own
             "b1": 0.9,
             "b2": 0.95,

@@ -11,11 +11,12 @@ from rope_lm.refusal import Refusal, unknown
 
 Shape = Callable[[Float[Array, ""], float], Float[Array, ""]]
 
-# How the rate goes on after the warm-up, as a fraction of the peak: f(t, cooldown), t from 0 to 1 at the last step.
+# How the rate goes on after the warm-up, as a fraction of the peak: f(t, cooldown), t the fraction of the steps after
+# it that are done: 0 at the first of them, one step short of 1 at the last.
 SCHEDULES: dict[str, Shape] = {
     "constant": lambda t, cooldown: jnp.ones_like(t),
     "cosine": lambda t, cooldown: 0.5 * (1 + jnp.cos(jnp.pi * t)),
-    # warm-up, stable, decay (arXiv 2404.06395, section 4): linear to zero over the last `cooldown` of the run
+    # warm-up, stable, decay (arXiv 2404.06395, section 4): linear towards zero over the last `cooldown` of those steps
     "wsd": lambda t, cooldown: jnp.clip((1 - t) / max(cooldown, 1e-9), 0, 1),
 }
 
@@ -45,8 +46,8 @@ def make(
 ) -> Optimizer:
     """Global-norm clip, Adam (arXiv 1412.6980), decoupled decay (arXiv 1711.05101) where the tree `decays` is True.
 
-    `rate`: peak learning rates, one member of the ensemble for each seed and each of them. `warmup`, `cooldown`:
-    fractions of `steps`. Raises Refusal for values outside their range.
+    `rate`: peak learning rates, one member of the ensemble for each seed and each of them. `warmup`: fraction of
+    `steps`; `cooldown`: of those after the warm-up. Raises Refusal for values outside their range.
     """
     if schedule not in SCHEDULES:
         raise unknown("optimizer.schedule", schedule, SCHEDULES)
