@@ -31,7 +31,8 @@ All that is compared took turns in one process, but compile times, which are of 
 rope_lm.transformer.flops_per_token, the causal half of attention alone; utilisation is their rate over that of a square
 matrix product in the same run, on as many devices. Prefill is reading half a row at once, and a token the time of each
 of the other half, one by one with the cache, of one row. With --out every section is written as soon as it is measured,
-and what was refused says why."""
+and what was refused says why.
+exit status: 0, or 2 for a mistake in the command."""
 FEW = ("none", "learned", "sinusoidal", "relative_bias", "rotary")
 LISTS = {"few": FEW, "all": tuple(POSITIONS)}
 MEMBERS, LAYERS, LENGTHS = (1, 2, 4, 8), (2, 16), (128, 512, 4096)
