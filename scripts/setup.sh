@@ -22,7 +22,8 @@ locks=("$lock")
 if command -v flock >/dev/null; then exec 9>.venv.lock; flock 9; fi
 
 python=.venv/bin/python
-if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+# What is installed is not found, pip neither, where the Python that .venv was made with has become another version.
+if ! "$python" -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
   for found in python3 python3.14 python3.13 python3.12 python3.11; do
     "$found" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break
     found=

@@ -3,6 +3,7 @@
 import ast
 import importlib.metadata
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -104,6 +105,25 @@ def test_shell_scripts_parse_and_can_be_run():
     for path in [*(ROOT / "scripts").glob("*.sh"), ROOT / ".ci" / "run"]:
         assert subprocess.run(["bash", "-n", path]).returncode == 0
         assert path.stat().st_mode & 0o111, path
+
+
+def test_setting_up_again_follows_a_python_that_has_become_another_version(tmp_path):
+    """The locks are empty here: what is installed is pip alone, which venv brings."""
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts" / "setup.sh", tmp_path / "scripts")
+    for kind in ("", "-cuda", "-tpu"):
+        (tmp_path / f"requirements{kind}.txt").touch()
+    (library,) = _set_up(tmp_path).glob("lib/python*")
+    (tmp_path / ".venv" / "kept").touch()
+    assert (_set_up(tmp_path) / "kept").exists(), "the second time it is as it was"
+    library.rename(library.with_name("python3.0"))  # that of the version before
+    (again,) = _set_up(tmp_path).glob("lib/python*")
+    assert again == library
+
+
+def _set_up(root: Path) -> Path:
+    subprocess.run([root / "scripts" / "setup.sh"], check=True, capture_output=True)
+    return root / ".venv"
 
 
 def test_the_citation_names_what_a_citation_needs():
