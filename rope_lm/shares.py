@@ -35,9 +35,13 @@ def equal(count: int) -> list[Share]:
 
 
 def _gpus() -> list[str]:
-    """As CUDA_VISIBLE_DEVICES names them."""
+    """As CUDA_VISIBLE_DEVICES names them; none where JAX is told to use others."""
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    if platforms and not {"cuda", "gpu", "rocm"} & set(platforms.split(",")):
+        return []
     if "CUDA_VISIBLE_DEVICES" in os.environ:
-        return [each for each in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if each]
+        named = os.environ["CUDA_VISIBLE_DEVICES"].split(",")
+        return [each for each in named if each and not each.startswith("-")]
     try:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):

@@ -24,7 +24,9 @@ def test_one_share_is_the_whole_machine():
     assert shares.equal(1) == [Share()]
 
 
-def test_gpus_are_shared_before_cores(monkeypatch):
+@pytest.mark.parametrize("platforms", ["", "cuda,cpu"])
+def test_gpus_are_shared_before_cores(monkeypatch, platforms):
+    monkeypatch.setenv("JAX_PLATFORMS", platforms)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,3,5,GPU-7")
     assert [dict(each.environment) for each in shares.equal(2)] == [
         {"CUDA_VISIBLE_DEVICES": "0,3"},
@@ -35,8 +37,10 @@ def test_gpus_are_shared_before_cores(monkeypatch):
 
 
 @needs_two_cores
-def test_cores_are_shared_where_there_is_no_gpu(monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+@pytest.mark.parametrize("visible, platforms", [("", ""), ("-1", ""), ("0,1", "cpu")])
+def test_cores_are_shared_where_there_is_no_gpu(monkeypatch, visible, platforms):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setenv("JAX_PLATFORMS", platforms)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {7, 2, 4, 5})
     assert [each.cores for each in shares.equal(2)] == [(2, 4), (5, 7)]
     with pytest.raises(Refusal, match="--at_once=8: there are 4 cores"):
