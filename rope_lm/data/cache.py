@@ -14,8 +14,8 @@ from rope_lm.refusal import Refusal
 def prepare(cache: Path, name: str, whole: Callable[[Path], bool], build: Callable[[Path], None]) -> Path:
     """The folder `name` ("tokens/abc") in `cache`, as it is where `whole` says that it is, else made by `build`.
 
-    Several processes may do so at once: one builds, the others wait for it. Raises Refusal when the cache cannot be
-    written.
+    Several processes may do so at once: one builds, the others wait for it. Raises Refusal when it has to be made and
+    the cache cannot be written.
     """
     folder = cache / name
     try:
@@ -23,10 +23,11 @@ def prepare(cache: Path, name: str, whole: Callable[[Path], bool], build: Callab
             if not whole(folder):
                 _build(folder, build)
     except OSError as error:
-        raise Refusal(
-            f"data.cache={str(cache)!r} cannot be written ({error.strerror or error}): free some space there or set "
-            "--config.data.cache to another folder"
-        ) from error
+        if not whole(folder):  # in a cache that can only be read there is no lock, and nobody who writes
+            raise Refusal(
+                f"data.cache={str(cache)!r} cannot be written ({error.strerror or error}): free some space there or "
+                "set --config.data.cache to another folder"
+            ) from error
     return folder
 
 

@@ -92,3 +92,15 @@ def test_a_cache_that_cannot_be_written_is_refused(tmp_path, text):
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(Refusal, match=r"data.cache=.*cannot be written .*set --config.data.cache"):
         prepare(text, tmp_path / "file")
+
+
+def test_a_whole_cache_that_can_only_be_read_is_used(tmp_path, text):
+    """Root may write everywhere: a folder in place of the lock stops it too."""
+    before = prepare(text, tmp_path)
+    (lock,) = tmp_path.glob("tokens/*.lock")
+    lock.unlink()
+    lock.mkdir()
+    assert prepare(text, tmp_path).fingerprint == before.fingerprint
+    next(tmp_path.glob("tokens/*/train.u16")).unlink()
+    with pytest.raises(Refusal, match=r"data.cache=.*cannot be written .*set --config.data.cache"):
+        prepare(text, tmp_path)
