@@ -511,6 +511,15 @@ def zipped(path: Path, name: str, content: bytes) -> None:
         archive.writestr(name, content)
 
 
+def flipped(path: Path, name: str, content: bytes) -> None:
+    """A zip whose member is no deflated stream any more."""
+    zipped(path, name, content)
+    whole = bytearray(path.read_bytes())
+    start = 30 + len(name)  # of the stream, after the member's header
+    whole[start : start + 8] = b"\xff" * 8
+    path.write_bytes(whole)
+
+
 LINES = b"a line of text\n" * 200
 ODD = b"bytes \xff\xfe are no UTF-8 but they are tokens\n" * 100
 TEXTS = {
@@ -526,6 +535,7 @@ TEXTS = {
     "few rows": (lambda path: path.write_bytes(b"x" * 300), "data.validation asks for 2"),
     "symlink loop": (lambda path: path.symlink_to(path), "cannot be read"),
     "torn.zip": (lambda path: path.write_bytes(b"PK\3\4 torn"), "cannot be read"),
+    "flipped.zip": (lambda path: flipped(path, "a.txt", LINES), "cannot be read"),
     "out.zip": (lambda path: zipped(path, "../out.txt", LINES), "'../out.txt' leads out of the zip"),
     "absolute.zip": (lambda path: zipped(path, "/etc/out.txt", LINES), "'/etc/out.txt' leads out of the zip"),
     "bomb.zip": (lambda path: zipped(path, "bomb.txt", b"0" * 2**25), "more than text does"),
@@ -569,6 +579,7 @@ def test_17_names_with_newlines_loops_among_files_and_bytes_that_are_no_utf8(tmp
     (tmp_path / "t").mkdir()
     (tmp_path / "t" / "a\nb.txt").write_bytes(LINES)
     (tmp_path / "t" / "again").symlink_to(tmp_path / "t")
+    (tmp_path / "t" / ".#a.txt").symlink_to("someone@machine.4711")  # as Emacs does for a file that is being edited
     with open(os.fsencode(tmp_path / "t") + b"/\xff.txt", "wb") as file:
         file.write(ODD)
     made = make(tmp_path / "t", cache)

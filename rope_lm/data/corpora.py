@@ -7,6 +7,7 @@ import socket
 import sys
 import sysconfig
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from glob import glob
@@ -164,7 +165,7 @@ def _text(path: Path) -> Corpus:
         fingerprint = _fingerprint(sources)
     except FileNotFoundError as error:
         raise Refusal(f"data=text:{path}: no such file or folder; give the path of text that is there") from error
-    except (OSError, zipfile.BadZipFile, RuntimeError) as error:
+    except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise Refusal(f"data=text:{path}: cannot be read ({error}); give a readable file, folder or .zip") from error
     return Corpus(fingerprint, lambda split: (document for _, document in divide(sources, split)))
 
@@ -173,6 +174,7 @@ def _folder(root: Path) -> list[Source]:
     found = []
     for folder, _, files in os.walk(root, onerror=_raise):  # symbolic links to folders are not followed
         found += [Path(folder, file) for file in files if file.endswith(SUFFIXES)]
+    found = [path for path in found if path.is_file()]  # and no link to what is not there: an editor's lock
     return [_file(path, path.relative_to(root).as_posix()) for path in found]
 
 
