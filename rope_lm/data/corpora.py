@@ -275,6 +275,8 @@ def _fingerprint(sources: list[Source]) -> str:
 
 def _tfds(name: str, split: str, field: str) -> Corpus:
     import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
+    from tensorflow_datasets.core.download.util import DownloadError
 
     builder = _builder(tfds, name)
     _check_downloads(builder)
@@ -285,6 +287,12 @@ def _tfds(name: str, split: str, field: str) -> Corpus:
         if field not in builder.info.features:
             raise unknown(f"data.field of tfds:{name}", field, builder.info.features)
         _check_split(name, split, builder.info.splits)
+    except (DownloadError, NonMatchingChecksumError) as error:
+        what = "could not be fetched" if isinstance(error, DownloadError) else "was fetched with another checksum"
+        raise Refusal(
+            f"data=tfds:{name} {what} ({_line(error)}): prepare it elsewhere with file_format=array_record and copy it "
+            f"to {builder.data_dir}"
+        ) from error
     except (OSError, ImportError, NotImplementedError, AttributeError) as error:
         raise Refusal(
             f"data=tfds:{name} cannot be prepared here ({_line(error)}): some datasets need TensorFlow or Beam for it; "

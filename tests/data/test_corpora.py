@@ -139,6 +139,38 @@ def test_a_dataset_that_cannot_be_fetched_is_refused_at_once(tmp_path, cache, mo
         make("tfds:tiny_shakespeare", cache)
 
 
+def test_a_dataset_that_is_gone_or_another_is_refused(tmp_path, cache, monkeypatch, served):
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download.checksums import UrlInfo
+
+    folder, host = served
+
+    class Fetched(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        @property
+        def url_infos(self):
+            return {f"{host}/a.txt": UrlInfo(1, hashlib.sha256(b"a").hexdigest(), "a.txt")}
+
+        def _info(self):
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict({"text": tfds.features.Text()})
+            )
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples(dl_manager.download(f"{host}/a.txt"))}
+
+        def _generate_examples(self, path):
+            yield 0, {"text": Path(path).read_bytes()}
+
+    monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path))
+    with pytest.raises(Refusal, match=r"tfds:fetched could not be fetched \(.*404.*\): prepare it elsewhere"):
+        make("tfds:fetched", cache)
+    (folder / "a.txt").write_bytes(b"b")
+    with pytest.raises(Refusal, match=r"tfds:fetched was fetched with another checksum \(.*a.txt.*\): prepare"):
+        make("tfds:fetched", cache)
+
+
 @pytest.mark.skipif(not SHAKESPEARE.exists(), reason="the source text of tiny_shakespeare is not here")
 def test_tiny_shakespeare_through_its_real_builder(tmp_path, cache, monkeypatch):
     from tensorflow_datasets.core.download import resource

@@ -1,9 +1,6 @@
 """enwik8 from a zip in its format: the official one's sum stands in the code, a small one brings its own."""
 
-import functools
 import hashlib
-import http.server
-import threading
 import time
 import zipfile
 from pathlib import Path
@@ -26,17 +23,6 @@ def packed(path: Path, url: str, text: bytes = TEXT) -> corpora.Archive:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(zipfile.ZipInfo("enwik8"), text, zipfile.ZIP_DEFLATED)  # of no date: the same bytes each time
     return corpora.Archive(url, path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
-
-
-@pytest.fixture
-def served(tmp_path):
-    """A folder, and its address on this machine."""
-    (tmp_path / "served").mkdir()
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path / "served")
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield tmp_path / "served", f"http://127.0.0.1:{server.server_port}/enwik8.zip"
-        server.shutdown()
 
 
 def everything(corpus: corpora.Corpus) -> list[bytes]:
@@ -63,7 +49,7 @@ def test_a_zip_that_was_put_into_manual_dir(tmp_path):
 
 def test_a_zip_that_is_fetched_once(tmp_path, served, capfd):
     folder, url = served
-    archive = packed(folder / "enwik8.zip", url)
+    archive = packed(folder / "enwik8.zip", f"{url}/enwik8.zip")
     assert b"".join(everything(corpora.enwik8(archive, tmp_path))) == TEXT
     assert capfd.readouterr().err.count("fetching http://127.0.0.1") == 1
     (folder / "enwik8.zip").unlink()
@@ -83,10 +69,10 @@ def test_where_there_is_no_network_a_second_is_enough_to_say_so(tmp_path):
 
 def test_another_zip_is_refused_wherever_it_comes_from(tmp_path, served):
     folder, url = served
-    archive = packed(folder / "enwik8.zip", url)
-    packed(folder / "enwik8.zip", url, TEXT[:-1] + b"!")
+    archive = packed(folder / "enwik8.zip", f"{url}/enwik8.zip")
+    packed(folder / "enwik8.zip", f"{url}/enwik8.zip", TEXT[:-1] + b"!")
     refusal(archive, tmp_path / "a", "/enwik8.zip is not the official zip, whose sha256 is")
-    packed(tmp_path / "b/tfds/downloads/manual/enwik8.zip", url, TEXT[1:])
+    packed(tmp_path / "b/tfds/downloads/manual/enwik8.zip", f"{url}/enwik8.zip", TEXT[1:])
     refusal(archive, tmp_path / "b", "manual/enwik8.zip is not the official zip, whose sha256 is")
     (folder / "enwik8.zip").unlink()
     refusal(archive, tmp_path / "c", "could not be fetched .*404.* put it at")
