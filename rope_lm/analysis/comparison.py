@@ -279,9 +279,7 @@ class Tuning:
 
     arm: str
     rates: list[float]
-    finals: list[
-        float
-    ]  # nats per token, mean over the tuning seeds; inf where a member diverged or ended at no finite loss
+    finals: list[float]  # nats per token, mean over the tuning seeds; inf where a member came to no finite loss
     seeds: int
     setting: str = ""
 
