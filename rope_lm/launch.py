@@ -45,8 +45,10 @@ def expand(sweep: Mapping[str, Any], only: Sequence[str] | None, overrides: Iter
     arms = {name: _over(sweep["base"], sweep["arms"][name], name) for name in chosen}
     for key in (each.removeprefix("base.") for each in overrides if each.startswith("base.")):
         if own := [name for name, config in arms.items() if _at(config, key) != _at(sweep["base"], key)]:
-            where = f"--config.arms.ARM.{key}" if all(map(str.isidentifier, own)) else "the sweep's function"
-            raise Refusal(f"--config.base.{key} does not reach arms {', '.join(own)}, which set their own: set {where}")
+            how = f"by --config.arms.ARM.{key}" if all(map(str.isidentifier, own)) else "in the sweep's function"
+            raise Refusal(
+                f"--config.base.{key} does not reach arms {', '.join(own)}, which have their own: set it {how}"
+            )
     return arms
 
 

@@ -81,9 +81,11 @@ def test_an_override_of_the_base_reaches_every_arm_or_is_refused():
     expand = lambda *overrides, only=None: list(launch.expand(sweep, only, overrides))  # noqa: E731
     assert expand("base.steps", "arms.a.optimizer.rate") == ["a", "b", "s/c"]
     assert expand("base.optimizer.rate", only=["b", "s/c"]) == ["b", "s/c"], "of the chosen arms alone"
-    with pytest.raises(Refusal, match=r"does not reach arms a, which .*: set --config.arms.ARM.optimizer.rate"):
+    with pytest.raises(Refusal, match=r"does not reach arms a, which .*: set it by --config.arms.ARM.optimizer.rate"):
         expand("base.optimizer.rate")
-    with pytest.raises(Refusal, match=r"base.model.position.name does not reach arms s/c, .* set the sweep's function"):
+    with pytest.raises(
+        Refusal, match=r"base.model.position.name does not reach arms s/c, .* set it in the sweep's function"
+    ):
         expand("base.model.position.name")
     arms["a"]["optimizer"]["rate"] = (1.0,)
     assert expand("base.optimizer.rate") == ["a", "b", "s/c"], "the same value"

@@ -111,7 +111,7 @@ def test_help_is_worth_reading(script):
         (
             ["scripts.sweep", "--config=configs/ablation.py:quick", "--workdir=W", "--config.base.optimizer.rate=1e-3"],
             "--config.base.optimizer.rate does not reach arms learned, none, relative_bias, rotary, sinusoidal, which "
-            "set their own: set --config.arms.ARM.optimizer.rate",
+            "have their own: set it by --config.arms.ARM.optimizer.rate",
         ),
         (["scripts.benchmark", "--scale=tny"], "unknown --scale 'tny': did you mean tiny"),
         (["scripts.benchmark", "--encodings=rotary,rope"], "unknown --encodings 'rope'"),
