@@ -93,7 +93,8 @@ class PositionalEncoding(nnx.Module):
     ) -> Added | None:
         """What position and content together add to the attention logits of each part, once per layer.
 
-        `q` and `k` are as they were before `rotate`. What is added to a key that its query does not see is never read.
+        `q` and `k` are as they were before `rotate`. What is added to a key that its query does not see is hidden by
+        the kernel: it may be any finite number.
         """
         return None
 
