@@ -175,3 +175,9 @@ def test_the_readme_shows_the_archived_numbers():
         assert measured in row and claim["verdict"] in row, row
     for path in re.findall(r"\]\(([^)h][^)]*)\)", readme):
         assert (ROOT / path).exists(), path
+
+
+def test_the_readmes_notebook_runs():
+    lines = (ROOT / "README.md").read_text().split("From a notebook")[1].split("```python\n")[1].split("```")[0]
+    done = subprocess.run([sys.executable, "-c", lines], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "('rotary', 1.127" in done.stdout, done.stderr
