@@ -51,7 +51,8 @@ def choose(
 
 
 def _that_fit_a_cache(rows: int, length: int) -> int:
-    """As many pieces of a device's rows as leave each at least 1,024 tokens, so that what it works on stays in its
-    core's cache: 209 ms a step become 189."""
-    finer = [count for count in range(1, rows + 1) if rows % count == 0 and rows // count * length >= 1024]
+    """As many pieces of a device's rows as leave each at least 512 tokens, so that what it works on stays in its core's
+    cache. On an Intel Xeon, which has 2 MB for a core, 334 ms a step become 246 (263 with 1,024 tokens); on an AMD EPYC
+    209 became 193 to 201 (189 with 1,024)."""
+    finer = [count for count in range(1, rows + 1) if rows % count == 0 and rows // count * length >= 512]
     return max(finer, default=1)

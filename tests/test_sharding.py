@@ -101,7 +101,7 @@ from rope_lm import execution, sharding, training
 from tests.models import section, LENGTH
 from tests.test_training import CAUSAL, OPTIMIZER
 choose = execution.choose
-execution.choose = lambda *given: choose(*given)._replace(in_turn=sys.argv[2] == "turns")
+execution.choose = lambda *given: choose(*given)._replace(in_turn=sys.argv[2] == "turns", pieces=accumulate)
 shapes = lambda op, text: [tuple(map(int, each.split(",")))
                            for line in re.findall(f"= ([^=]*) {op}(?:-start)?[(]", text)
                            for each in re.findall(r"f32\\[([0-9,]+)\\]", line)]  # not of tokens
