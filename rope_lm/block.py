@@ -12,12 +12,33 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
+from rope_lm.positional import einsum
 from rope_lm.refusal import Refusal, unknown
 
 # Queries, keys and values of a layer -> what its queries gather, and what is kept of the layer for the cache.
 Attend = Callable[
     [Float[Array, "B T N H"], Float[Array, "B T N H"], Float[Array, "B T N H"]], tuple[Float[Array, "B T N H"], Any]
 ]
+
+
+@jax.custom_vjp
+def product(x: Float[Array, "R D"], w: Float[Array, "D F"]) -> Float[Array, "R F"]:
+    """x w. The gradient of a w that makes its rows narrower is computed as [F D] and turned: of the two arrays that are
+    multiplied the narrower one is then copied first, and a layer's last map has 97 GFLOP/s on a CPU core instead of 55
+    (3% of a step; 128 wide, four times that inside)."""
+    return einsum("rd,df->rf", x, w)
+
+
+def _of_product(kept: tuple[Array, Array], g: Float[Array, "R F"]) -> tuple[Array, Array]:
+    x, w = kept
+    if w.shape[0] > w.shape[1]:
+        of_w = jax.lax.optimization_barrier(einsum("rf,rd->fd", g, x)).T  # else XLA turns it back
+    else:
+        of_w = einsum("rd,rf->df", x, g)
+    return einsum("rf,df->rd", g, w), of_w
+
+
+product.defvjp(lambda x, w: (product(x, w), (x, w)), _of_product)
 
 
 class Linear(nnx.Module):
@@ -38,7 +59,7 @@ class Linear(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "R D"]) -> Float[Array, "R F"]:
-        y = x @ self.weight[...].astype(self.dtype)
+        y = product(x, self.weight[...].astype(self.dtype))
         return checkpoint_name(y if self.bias is None else y + self.bias[...].astype(self.dtype), "product")
 
 
@@ -187,7 +208,7 @@ class Block(nnx.Module):
             part.squeeze(3) for part in jnp.split(qkv, 3, axis=3)
         )  # the gradient of a split is one concatenation
         attended, kept = attend(q, k, v)
-        return self.out(checkpoint_name(attended.reshape(rows, width), "product")), kept
+        return self.out(attended.reshape(rows, width)), kept
 
     def mlp(self, x: Float[Array, "R D"]) -> Float[Array, "R D"]:
         activation = MLPS[self.style.mlp].activation

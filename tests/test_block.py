@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from configs.presets import BLOCKS
-from rope_lm.block import MLPS, NORMS, RESIDUALS, Style
+from rope_lm.block import MLPS, NORMS, RESIDUALS, Style, product
 from rope_lm.positions import contiguous
 from tests.models import LENGTH, model, section, tokens
 from tests.test_training import BATCH, program, rows
@@ -64,3 +64,26 @@ def test_a_parallel_block_reads_the_stream_once():
     heard, _ = block(stream, 1, lambda q, k, v: (v, None))
     added, _ = block.attention(block.attention_norm(stream), 1, lambda q, k, v: (v, None))
     np.testing.assert_allclose(heard - silent, added - block.out.bias[...], atol=1e-5)
+
+
+@pytest.mark.parametrize("inner, outer", [(12, 20), (16, 16), (20, 12)])
+def test_a_product_is_a_product_values_and_gradients(inner, outer):
+    keys, sizes = jax.random.split(jax.random.key(0), 3), [(8, inner), (inner, outer), (8, outer)]
+    x, w, g = (jax.random.normal(key, size) for key, size in zip(keys, sizes, strict=True))
+    value, pull = jax.vjp(jax.jit(product), x, w)
+    expected, plain = jax.vjp(jnp.matmul, x, w)
+    np.testing.assert_allclose(value, expected, atol=1e-5)
+    for found, wanted in zip(pull(g), plain(g), strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("inner, outer, computed", [(12, 20, "12,20"), (20, 12, "12,20")])
+def test_the_gradient_of_weights_is_computed_narrow_side_first(inner, outer, computed):
+    """In the program that is compiled too: XLA would turn a product that is turned."""
+
+    def of_weights(x, w, g):
+        return jax.vjp(product, x, w)[1](g)[1]
+
+    given = jnp.ones((8, inner)), jnp.ones((inner, outer)), jnp.ones((8, outer))
+    products = [line for line in jax.jit(of_weights).lower(*given).compile().as_text().splitlines() if " dot(" in line]
+    assert len(products) == 1 and f"f32[{computed}]" in products[0].split(" dot(")[0]

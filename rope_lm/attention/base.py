@@ -73,5 +73,6 @@ class Attention:
         """What each query gathers from the values of the keys that it sees (`rope_lm.positions.visible`).
 
         `bias` is of each of `parts`; it and `turn` are None where the encoding does not act on logits, or on features.
+        What is gathered is named "product", so that it is kept for the backward pass (`transformer.REMAT`).
         """
         raise NotImplementedError

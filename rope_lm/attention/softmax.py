@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 from rope_lm.attention.base import Attention, Turn
-from rope_lm.positional import Added, Parts, PositionalEncoding, for_rows
+from rope_lm.positional import Added, Parts, PositionalEncoding, einsum, for_rows
 from rope_lm.positions import Positions, aligned, visible
 from rope_lm.refusal import Refusal, unknown
 
@@ -31,7 +33,8 @@ def dense(
     `causal` may be set instead of a mask where the rows are contiguous and T = S.
     """
     added = None if bias is None else bias[0]
-    return jax.nn.dot_product_attention(q, k, v, bias=added, mask=mask, is_causal=causal, implementation="xla")
+    out = jax.nn.dot_product_attention(q, k, v, bias=added, mask=mask, is_causal=causal, implementation="xla")
+    return checkpoint_name(out, "product")
 
 
 def flash(
@@ -51,7 +54,8 @@ def flash(
     if added is not None and (added.shape[0] > 1 or q.shape[1] % 2 or k.shape[1] % 2):
         return dense(q, k, v, bias, mask, causal)
     added = None if added is None else added.astype(q.dtype)
-    return jax.nn.dot_product_attention(q, k, v, bias=added, mask=mask, is_causal=causal, implementation="cudnn")
+    out = jax.nn.dot_product_attention(q, k, v, bias=added, mask=mask, is_causal=causal, implementation="cudnn")
+    return checkpoint_name(out, "product")
 
 
 def block_size(length: int) -> int:
@@ -80,30 +84,99 @@ def blocked(
     """
     if mask is not None:
         return dense(q, k, v, bias, mask, causal)
-    parts = blocks(q.shape[1], causal)
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))  # [B N T H]: every block below is then a plain batched product
     q = q * jnp.asarray(1 / math.sqrt(q.shape[-1]), q.dtype)
-    # Split and joined, not sliced: the gradient of a slice is a padded array, 5% of a step.
-    starts = [queries.start for queries, _ in parts]
-    q_blocks, k_blocks, v_blocks = (jnp.split(x, starts[1:], axis=2) for x in (q, k, v))
-    out = []
-    for number, (block, (queries, keys)) in enumerate(zip(q_blocks, parts, strict=True)):
-        seen_k, seen_v = k, v
-        if causal:
-            seen_k, seen_v = (jnp.concatenate(x[: number + 1], axis=2) for x in (k_blocks, v_blocks))
-        logits = jnp.einsum("bnth,bnsh->bnts", block, seen_k, preferred_element_type=jnp.float32)
-        if bias is not None:
-            part = bias[number]
-            logits = logits + (for_rows(part[0], len(q)) if part.shape[0] == 1 else part)
-        if causal:
-            ahead = jnp.arange(keys.stop)[None, :] > jnp.arange(queries.start, queries.stop)[:, None]
-            # Added, where a selection would end XLA's fusion: a layer then takes 17 ms, forward and backward, not 22.
-            logits = logits + jnp.where(ahead, HIDDEN, 0.0)
-        weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
+    if bias is not None:
+        # In memory: XLA would compute it anew beside every exponential, one number at a time (T5's: 18% of a step).
+        bias = [for_rows(x[0], len(q)) if x.shape[0] == 1 else x for x in jax.lax.optimization_barrier(bias)]
+    return _blocked(q, k, v, bias, causal).swapaxes(1, 2)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _blocked(
+    q: Float[Array, "B N T H"],
+    k: Float[Array, "B N T H"],
+    v: Float[Array, "B N T E"],
+    bias: Added | None,
+    causal: bool,
+) -> Float[Array, "B N T E"]:
+    """softmax(q k + bias) v, with a backward pass of its own: 3% of a step less than with JAX's, and with a bias 6%."""
+    return _gathered(q, k, v, bias, causal)[0]
+
+
+def _gathered(
+    q: Float[Array, "B N T H"],
+    k: Float[Array, "B N T H"],
+    v: Float[Array, "B N T E"],
+    bias: Added | None,
+    causal: bool,
+) -> tuple[Float[Array, "B N T E"], Float[Array, "B N T"]]:
+    """What the queries gather, and the logarithm of the sum of each one's exponentials."""
+    gathered, log_sums = [], []
+    for number, (_, keys) in enumerate(blocks(q.shape[2], causal)):
+        logits = _logits(q, k, bias, causal, number)
+        top = logits.max(-1, keepdims=True)
+        weights = jnp.exp(logits - top)
+        total = weights.sum(-1, keepdims=True)
         # Normalising after the product with the values divides [T H] numbers instead of [T S].
-        values = jnp.einsum("bnts,bnsh->bnth", weights.astype(v.dtype), seen_v, preferred_element_type=jnp.float32)
-        out.append(values / weights.sum(-1, keepdims=True))
-    return jnp.concatenate(out, axis=2).swapaxes(1, 2).astype(q.dtype)
+        gathered.append(_product("bnts,bnsh->bnth", weights.astype(v.dtype), v[:, :, keys]) / total)
+        log_sums.append((top + jnp.log(total)).squeeze(-1))
+    return jnp.concatenate(gathered, axis=2).astype(q.dtype), jnp.concatenate(log_sums, axis=2)
+
+
+def _logits(
+    q: Float[Array, "B N T H"], k: Float[Array, "B N T H"], bias: Added | None, causal: bool, number: int
+) -> Float[Array, "B N _ _"]:
+    """Of one block."""
+    queries, keys = blocks(q.shape[2], causal)[number]
+    logits = _product("bnth,bnsh->bnts", q[:, :, queries], k[:, :, keys])
+    if bias is not None:
+        logits = logits + bias[number]
+    if not causal:
+        return logits
+    ahead = jnp.arange(keys.stop)[None, :] > jnp.arange(queries.start, queries.stop)[:, None]
+    # Added, where a selection would end XLA's fusion: a layer then takes 17 ms, forward and backward, not 22.
+    return logits + jnp.where(ahead, HIDDEN, 0.0)
+
+
+_product = partial(einsum, preferred_element_type=jnp.float32)
+
+
+def _forward(q: Array, k: Array, v: Array, bias: Added | None, causal: bool) -> tuple[Array, tuple]:
+    gathered, log_sums = _gathered(q, k, v, bias, causal)
+    gathered, log_sums = checkpoint_name(gathered, "product"), checkpoint_name(log_sums, "product")
+    return gathered, (q, k, v, bias, gathered, log_sums)
+
+
+def _backward(causal: bool, kept: tuple, g: Float[Array, "B N T E"]) -> tuple[Array, Array, Array, Added | None]:
+    """That of FlashAttention (arXiv 2205.14135, appendix B.2): weights are made anew from the sums that were kept, and
+    what the gradients of a query's logits have in common is the product of `g` and what the query gathered."""
+    q, k, v, bias, gathered, log_sums = kept
+    common = jnp.sum(g.astype(jnp.float32) * gathered.astype(jnp.float32), -1)
+    of_q, of_k, of_v, of_bias = [], [], [], []
+    for number, (queries, keys) in enumerate(blocks(q.shape[2], causal)):
+        weights = jnp.exp(_logits(q, k, bias, causal, number) - log_sums[:, :, queries, None])
+        of_weights = _product("bnth,bnsh->bnts", g[:, :, queries], v[:, :, keys])
+        of_logits = weights * (of_weights - common[:, :, queries, None])
+        of_bias.append(of_logits)
+        of_logits = of_logits.astype(q.dtype)
+        of_q.append(_product("bnts,bnsh->bnth", of_logits, k[:, :, keys]))
+        of_k.append(_product("bnts,bnth->bnsh", of_logits, q[:, :, queries]))
+        of_v.append(_product("bnts,bnth->bnsh", weights.astype(v.dtype), g[:, :, queries]))
+    of_q = jnp.concatenate(of_q, axis=2).astype(q.dtype)
+    of_k, of_v = _over_blocks(of_k).astype(k.dtype), _over_blocks(of_v).astype(v.dtype)
+    return of_q, of_k, of_v, None if bias is None else of_bias
+
+
+def _over_blocks(of_keys: list[Float[Array, "B N _ H"]]) -> Float[Array, "B N T H"]:
+    """The sum of what each block has for the keys that it saw: all, or the first ones, in pieces that end where a
+    block's do."""
+    ends = sorted({x.shape[2] for x in of_keys})
+    pieces = [jnp.split(x, [end for end in ends if end < x.shape[2]], axis=2) for x in of_keys]
+    return jnp.concatenate([sum(x[i] for x in pieces if i < len(x)) for i in range(len(ends))], axis=2)
+
+
+_blocked.defvjp(_forward, _backward)
 
 
 KERNELS: dict[str, Kernel] = {"xla": dense, "cudnn": flash, "blocked": blocked}

@@ -11,6 +11,7 @@ from rope_lm import attention, positional
 from rope_lm.attention import softmax
 from rope_lm.positions import contiguous
 from rope_lm.refusal import Refusal
+from rope_lm.transformer import REMAT
 
 
 def reference(q, k, v, bias, causal=True):
@@ -59,6 +60,32 @@ def test_logits_and_softmax_are_float32_under_bfloat16():
         out = attend(q, k, v, where, where, added, None, True, None)
         assert out.dtype == jnp.bfloat16
         np.testing.assert_allclose(out.astype(jnp.float32), exact, atol=3e-2)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_gradients_under_bfloat16_are_near_the_exact_ones(biased):
+    q, k, v, bias, g = inputs(200, "bfloat16")
+    where, attend = contiguous(200), softmax.Softmax("blocked")
+    parts = attend.parts(where, where, True)
+
+    def ours(q, k, v, bias):
+        added = [bias[:, :, queries, keys] for queries, keys in parts] if biased else None
+        return attend(q, k, v, where, where, added, None, True, None)
+
+    found = jax.vjp(jax.jit(ours), q, k, v, bias)[1](g)
+    exact = [x.astype(jnp.float32) for x in (q, k, v)]
+    wanted = jax.vjp(lambda q, k, v, b: reference(q, k, v, b if biased else None), *exact, bias)[1]
+    for ours, exact in zip(found, wanted(g.astype(jnp.float32)), strict=True):
+        np.testing.assert_allclose(ours.astype(jnp.float32), exact, atol=1e-2 * max(float(jnp.abs(exact).max()), 1e-9))
+
+
+def test_the_backward_pass_makes_logits_anew_and_nothing_else():
+    """Two products forward and five backward (arXiv 2205.14135, appendix B.2), where the layer is a loop's."""
+    q, k, v, _, _ = inputs(64)
+    where, attend = contiguous(64), softmax.Softmax("blocked")
+    layer = REMAT["products"](lambda q, k, v: attend(q, k, v, where, where, None, None, True, None))
+    gradients = jax.grad(lambda *given: layer(*given).sum(), argnums=(0, 1, 2))
+    assert str(jax.make_jaxpr(gradients)(q, k, v)).count("dot_general[") == 7
 
 
 @pytest.mark.parametrize(
