@@ -44,7 +44,7 @@ def main() -> int:
     if DRY.value:
         from rope_lm import launch
 
-        launch.show_plan({config["model"]["position"]["name"]: config})
+        launch.show_plan({"this run": config})
         return 0
     workdir = None if TIME.value else entry.required(WORKDIR)
     entry.huge_pages()

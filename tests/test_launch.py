@@ -187,6 +187,6 @@ def test_dry_of_a_billion_parameters_says_what_it_would_need():
     assert done.returncode == 2, done.stderr
     assert "1,007,769,600" in done.stdout and "GB on 1, 8" in done.stdout and "nothing was trained" in done.stdout
     assert re.fullmatch(
-        r"error: rotary: a step needs about \d{3,}\.\d GB on one device of .* GB: lower data.batch \(4096\) .*\n",
+        r"error: this run: a step needs about \d{3,}\.\d GB on one device of .* GB: lower data.batch \(4096\) .*\n",
         done.stderr,
     ), done.stderr

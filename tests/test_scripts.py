@@ -129,6 +129,19 @@ def test_a_mistake_is_one_clear_line_and_status_2(words, says, tmp_path):
     assert not (tmp_path / "w").exists() and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("flag", ["--dry", "--time", "--workdir=w"])
+def test_a_config_of_ones_own_that_lacks_a_section_is_one_line(flag, tmp_path):
+    (tmp_path / "own.py").write_text(
+        "from configs import lm\n"
+        "def get_config():\n"
+        "    config = lm.get_config('data=probe:copy')\n"
+        "    del config['model']\n"
+        "    return config\n"
+    )
+    done = call("scripts.train", "--config=own.py", flag, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (2, "error: config lacks the section model: start from configs/lm.py\n")
+
+
 def test_a_sweep_from_any_folder_then_its_report(text, cache, tmp_path):
     flags = [*SMALL, f"--config.base.data.name=text:{text}", f"--config.base.data.cache={cache}"]
     sweep = ["scripts.sweep", "--workdir=s", f"--config={ROOT}/configs/ablation.py:quick", "--only=rotary,none", *flags]
