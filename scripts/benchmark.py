@@ -21,7 +21,7 @@ from rope_lm.refusal import Refusal
 from scripts import entry
 
 EXAMPLES = """examples:
-  python -m scripts.benchmark                                      five to seven minutes at scale tiny on two CPU cores
+  python -m scripts.benchmark                                      four to seven minutes at scale tiny on two CPU cores
   python -m scripts.benchmark --encodings=all --out=results/benchmark
   python -m scripts.benchmark --encodings=none,rotary --only-encodings
   python -m scripts.benchmark --shape=width=64,layers=2,length=128 --out=results/benchmark
