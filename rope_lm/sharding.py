@@ -62,32 +62,38 @@ def rows_alone(mesh: Mesh) -> bool:
 
 
 def placing(mesh: Mesh, axes: tuple[str, ...]) -> Callable[[jax.Array], jax.Array]:
-    """Says, inside what is `summed`, that an array whose dimensions have these logical names lies split over the
+    """Says, inside what is `on_each`, that an array whose dimensions have these logical names lies split over the
     mesh."""
     if rows_alone(mesh):
         return anywhere
     return lambda x: jax.lax.with_sharding_constraint(x, named(mesh, axes))
 
 
-def summed(mesh: Mesh, function: Callable[[Any, Any], Any], count: int) -> Callable[[Any, Any], Any]:
-    """Like `function(whole, rows)`, which returns sums over its rows (arrays [B ...]), of less at once: in `count`
-    pieces, one after another, and on a mesh that splits rows alone by every device for rows of its own. Devices then
-    sum what they found once, in the end; XLA would in every piece, and wherever `whole` is broadcast over rows."""
+def on_each(mesh: Mesh, function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """Like `function(whole, rows)`, which returns sums over its rows (arrays [B ...]): on a mesh that splits rows alone
+    by every device for rows of its own. Devices then sum what they found once, in the end; XLA would in every piece,
+    and wherever `whole` is broadcast over rows."""
+    if not rows_alone(mesh):
+        return function
+    everywhere = lambda whole, rows: jax.lax.psum(function(whole, rows), "data")  # noqa: E731
+    return jax.shard_map(everywhere, mesh=mesh, in_specs=(P(), P("data")), out_specs=P(), check_vma=False)
 
-    def here(whole: Any, rows: Any) -> Any:
-        if count == 1:
-            return function(whole, rows)
-        once = jax.jit(function, inline=True)  # traced once, though it is asked for its shapes and for its values
+
+def in_pieces(function: Callable[[Any, Any], Any], count: int) -> Callable[[Any, Any], Any]:
+    """Like `function(whole, rows)`, which returns sums over its rows (arrays [B ...]), of less at once: in `count`
+    pieces, one after another."""
+    if count == 1:
+        return function
+    once = jax.jit(function, inline=True)  # traced once, though it is asked for its shapes and for its values
+
+    def total(whole: Any, rows: Any) -> Any:
         # Every device has rows of every piece: one after another, the pieces would be those of single devices.
         pieces = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), rows)
         found = jax.eval_shape(once, whole, jax.tree.map(lambda x: x[0], pieces))
         add = lambda total, piece: (jax.tree.map(jnp.add, total, once(whole, piece)), None)  # noqa: E731
         return jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), found), pieces)[0]
 
-    if not rows_alone(mesh):
-        return here
-    everywhere = lambda whole, rows: jax.lax.psum(here(whole, rows), "data")  # noqa: E731
-    return jax.shard_map(everywhere, mesh=mesh, in_specs=(P(), P("data")), out_specs=P(), check_vma=False)
+    return total
 
 
 def check(sizes: Mapping[str, int], members: int, batch: int, width: int, heads: int, hidden: int) -> None:

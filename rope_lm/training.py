@@ -18,9 +18,10 @@ from rope_lm import attention, execution, objective, optimizer, positional, shar
 from rope_lm.block import Style
 from rope_lm.execution import Execution
 from rope_lm.objective import Objective
+from rope_lm.positions import contiguous
 from rope_lm.refusal import Refusal
 from rope_lm.settings import bind
-from rope_lm.transformer import Transformer
+from rope_lm.transformer import Prepared, Transformer
 
 
 class State(NamedTuple):
@@ -107,10 +108,13 @@ def make(
         made.written_out = way.written_out
         return made
 
-    def forward(model: Transformer, rows: Int[Array, "B W"], keys: Key[Array, "B"]) -> tuple[Array, Array]:
+    def prepare(params: Any, drawn: Any) -> Prepared:
+        return of(params, drawn).prepare(contiguous(length), contiguous(length))
+
+    def forward(model: Transformer, prepared: Prepared, rows: Int[Array, "B W"], keys: Key[Array, "B"]) -> tuple:
         example = example_of(rows, keys)
         model.placed = placed
-        logits, _ = model(example.inputs)
+        logits, _ = model(example.inputs, prepared=prepared)
         return objective.cross_entropy(logits, example.targets) * example.weights, example.weights
 
     def gradient(params: Any, seed: Any, step: Any, rows: Int[Array, "B W"]) -> tuple[Float[Array, ""], Any]:
@@ -119,9 +123,17 @@ def make(
 
         def of_some(whole: Any, some: Any) -> tuple[Float[Array, ""], Any]:
             params, drawn, tokens = whole
-            return jax.value_and_grad(lambda params: jnp.sum(forward(of(params, drawn), *some)[0]) / tokens)(params)
+            # Once for all pieces, and so is its gradient.
+            prepared, back = jax.vjp(lambda params: prepare(params, drawn), params)
 
-        return sharding.summed(mesh, of_some, way.pieces)((params, draws(seed, step), tokens), (rows, keys))
+            def nats(params: Any, prepared: Prepared, piece: Any) -> Float[Array, ""]:
+                return jnp.sum(forward(of(params, drawn), prepared, *piece)[0]) / tokens
+
+            of_piece = lambda whole, piece: jax.value_and_grad(nats, argnums=(0, 1))(*whole, piece)  # noqa: E731
+            loss, (direct, of_prepared) = sharding.in_pieces(of_piece, way.pieces)((params, prepared), some)
+            return loss, jax.tree.map(jnp.add, direct, *back(of_prepared))
+
+        return sharding.on_each(mesh, of_some)((params, draws(seed, step), tokens), (rows, keys))
 
     def init_member(seed: UInt[Array, ""], rate: Float[Array, ""]) -> tuple[Any, ...]:
         params = nnx.to_pure_dict(nnx.state(build(seed), nnx.Param))
@@ -160,13 +172,16 @@ def make(
         number = jnp.arange(len(padded))
         keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(0)))(number)
 
+        def of_piece(whole: Any, piece: Any) -> tuple[Float[Array, "T"], Float[Array, "T"]]:
+            (*model, prepared), (rows, keys, real) = whole, piece
+            return tuple((each * real[:, None]).sum(0) for each in forward(of(*model), prepared, rows, keys))
+
         def of_some(whole: Any, some: Any) -> tuple[Float[Array, "T"], Float[Array, "T"]]:
-            rows, keys, real = some
-            return tuple((each * real[:, None]).sum(0) for each in forward(of(*whole), rows, keys))
+            return sharding.in_pieces(of_piece, len(padded) // batch)((*whole, prepare(*whole)), some)
 
         def member(params: Any, seed: UInt[Array, ""]) -> Any:
-            total = sharding.summed(mesh, of_some, len(padded) // batch)
-            return total((params, draws(seed, state.step)), (padded, keys, number < rows.shape[0]))
+            some = padded, keys, number < rows.shape[0]
+            return sharding.on_each(mesh, of_some)((params, draws(seed, state.step)), some)
 
         nats, tokens = over_members(member)(state.params, state.seed)
         return nats, tokens[0]

@@ -63,6 +63,13 @@ def in_full(function: Callable) -> Callable:
     return traced
 
 
+class Prepared(NamedTuple):
+    """What an encoding makes of positions and its parameters alone: the same for all rows whose tokens stand alike."""
+
+    bias: positional.Added | None  # of each part
+    layers: Any  # [L ...] for `score`
+
+
 class Drawn(nnx.Variable):
     """What attention draws at random, and nobody trains: [L F H]."""
 
@@ -130,13 +137,18 @@ class Transformer(nnx.Module):
 
     @in_full
     def __call__(
-        self, tokens: Int[Array, "B T"], positions: Positions | None = None, cache: Cache | None = None
+        self,
+        tokens: Int[Array, "B T"],
+        positions: Positions | None = None,
+        cache: Cache | None = None,
+        prepared: Prepared | None = None,
     ) -> tuple[Float[Array, "B T V"], Cache | None]:
         """Logits in float32, and the cache with these tokens added.
 
-        Without `positions` the rows are contiguous pieces of text, and attention needs no mask.
+        Without `positions` the rows are contiguous pieces of text, and attention needs no mask. `prepared` is what
+        `prepare` returns of the positions of the tokens and of all that they see; None where it is to be made here.
         """
-        x, seen, kept = self.stream(tokens, positions, cache, self.attend)
+        x, seen, kept = self.stream(tokens, positions, cache, self.attend, prepared)
         x = x if self.transform is None else self.transform(x)
         if self.head is None:
             # The table's rows have `embedding_scale` variance, a head's should have 1/D.
@@ -151,7 +163,12 @@ class Transformer(nnx.Module):
 
     @in_full
     def stream(
-        self, tokens: Int[Array, "B T"], positions: Positions | None, cache: Cache | None, attend: Callable
+        self,
+        tokens: Int[Array, "B T"],
+        positions: Positions | None,
+        cache: Cache | None,
+        attend: Callable,
+        prepared: Prepared | None = None,
     ) -> tuple[Float[Array, "R D"], Positions, Any]:
         """The stream after the last layer, where the keys stood, and what `attend` (as the method) kept of each
         layer."""
@@ -163,15 +180,13 @@ class Transformer(nnx.Module):
         x = self.position.embed(x, positions).reshape(batch * length, self.width)
         x = self.norm(x) if self.norm_first else x
         seen = positions if cache is None else _append(cache, positions, batch)
-        # Once for all layers, and of what the kernel works on alone.
         parts = self.attention.parts(positions, seen, self.causal)
-        biases = [self.position.bias(positions[queries], seen[keys]) for queries, keys in parts]
-        bias = None if biases[0] is None else biases
+        bias, each = self.prepare(positions, seen) if prepared is None else prepared
         graph, blocks = nnx.split(self.blocks)
 
         def body(x, layer):
-            number, block, stored, drawn = layer
-            rest = positions, seen, parts, bias, number, drawn, stored
+            number, block, each, stored, drawn = layer
+            rest = positions, seen, parts, bias, each, number, drawn, stored
             # Said of both ends of a layer: XLA would rather split the width, and keep all rows on every device.
             x, kept = nnx.merge(graph, block)(self.placed(x), batch, lambda q, k, v: attend(q, k, v, *rest))
             return self.placed(x), kept
@@ -180,9 +195,17 @@ class Transformer(nnx.Module):
         if cache is not None:
             stored = cache.k, cache.v, jnp.broadcast_to(cache.used, self.layers)
         drawn = None if self.drawn is None else self.drawn[...]
-        layers = jnp.arange(self.layers), blocks, stored, drawn
+        layers = jnp.arange(self.layers), blocks, each, stored, drawn
         x, kept = jax.lax.scan(REMAT[self.remat](body), x, layers, unroll=self.layers if self.written_out else 1)
         return x if self.norm_first else self.norm(x), seen, kept
+
+    @in_full
+    def prepare(self, q_positions: Positions, k_positions: Positions) -> Prepared:
+        """What rows whose queries and keys stand so have in common."""
+        # Of what the kernel works on alone.
+        parts = self.attention.parts(q_positions, k_positions, self.causal)
+        biases = [self.position.bias(q_positions[queries], k_positions[keys]) for queries, keys in parts]
+        return Prepared(None if biases[0] is None else biases, self.position.prepare(q_positions, k_positions))
 
     def attend(
         self,
@@ -193,6 +216,7 @@ class Transformer(nnx.Module):
         seen: Positions,
         parts: positional.Parts,
         bias: positional.Added | None,
+        prepared: Any,
         layer: Int[Array, ""],
         drawn: Float[Array, "F H"] | None,
         stored: tuple[Float[Array, "B S N H"], Float[Array, "B S N H"], Int[Array, ""]] | None,
@@ -207,7 +231,7 @@ class Transformer(nnx.Module):
             past_k, past_v, used = stored
             k = jax.lax.dynamic_update_slice_in_dim(past_k, k.astype(past_k.dtype), used, axis=1)
             v = jax.lax.dynamic_update_slice_in_dim(past_v, v.astype(past_v.dtype), used, axis=1)
-        score = self.position.score(q, k, positions, seen, layer, parts)
+        score = self.position.score(q, k, positions, seen, prepared, parts)
         adding = [each for each in (bias, score) if each is not None]
         added = [sum(each) for each in zip(*adding, strict=True)] if adding else None
         turned_q, turned_k = (q, k) if alone else self.position.rotate(q, k, positions, seen, layer)

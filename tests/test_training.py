@@ -131,6 +131,39 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(predicted):
         np.testing.assert_allclose(a, b, atol=2e-4)
 
 
+@pytest.mark.parametrize("name", ["relative_bias", "fire", "shaw", "transformer_xl", "cope"])
+def test_the_gradients_of_what_pieces_share_are_those_of_the_whole_batch(name):
+    found = []
+    for accumulate in (1, 4):
+        made = program(name, 1, accumulate=accumulate)
+        state = made.init(np.zeros(1, np.uint32), np.ones(1, np.float32))
+        found.append(made.gradients(state, rows(0, 0)[None])[1])
+    assert all(jnp.abs(each).max() > 0 for each in jax.tree.leaves(found[0]["position"]))
+    for a, b in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4 * max(jnp.abs(a).max(), 1e-4))  # FIRE's last one is rounding
+
+
+@pytest.mark.parametrize("name, by", [
+    ("fire", "log1p"), ("kerple_log", "log1p"), ("continuous_bias", "log1p"), ("sandwich", "cos"),
+    ("transformer_xl", "sin"),
+])  # fmt: skip
+def test_what_positions_alone_make_is_made_once_however_many_pieces(name, by):
+    made = program(name, 1, accumulate=4)
+
+    def pieces(jaxpr: jax.extend.core.Jaxpr) -> list[str]:
+        found = []
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "scan" and equation.params["length"] == 4:
+                found.append(str(equation))
+            else:
+                found += [each for inner in jax.core.jaxprs_in_params(equation.params) for each in pieces(inner)]
+        return found
+
+    whole = jax.make_jaxpr(made.step)(made.abstract, rows(0, 0)[None])
+    (once,) = pieces(whole.jaxpr)
+    assert f"= {by}" in str(whole) and f"= {by}" not in once
+
+
 def test_a_member_that_diverges_is_frozen_and_the_others_go_on():
     made = program("rotary", 2)
     state = made.init(np.array([0, 1], np.uint32), np.array([1e-2, 1e-2], np.float32))

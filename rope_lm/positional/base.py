@@ -1,7 +1,7 @@
 """The interface of every positional encoding. The base class is the identity: no position at all."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -78,8 +78,12 @@ class PositionalEncoding(nnx.Module):
         return q, k
 
     def bias(self, q_positions: Positions, k_positions: Positions) -> Float[Array, "#B N T S"] | None:
-        """What position alone adds to the attention logits; float32. Asked once per forward pass for each part that a
-        kernel works on: of some of the queries of a row, and some of its keys."""
+        """What position alone adds to the attention logits; float32. Asked for each part that a kernel works on, of
+        some of the queries of a row and some of its keys; once for all layers and rows, in training once a step."""
+        return None
+
+    def prepare(self, q_positions: Positions, k_positions: Positions) -> Any:
+        """What `score` needs beside queries and keys, arrays [L ...]; asked as often as `bias`."""
         return None
 
     def score(
@@ -88,10 +92,11 @@ class PositionalEncoding(nnx.Module):
         k: Float[Array, "B S N H"],
         q_positions: Positions,
         k_positions: Positions,
-        layer: Int[Array, ""],
+        prepared: Any,
         parts: Parts,
     ) -> Added | None:
-        """What position and content together add to the attention logits of each part, once per layer.
+        """What position and content together add to the attention logits of each part, once per layer. `prepared` is
+        that layer's of what `prepare` returned.
 
         `q` and `k` are as they were before `rotate`. What is added to a key that its query does not see is hidden by
         the kernel: it may be any finite number.

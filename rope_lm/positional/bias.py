@@ -193,7 +193,8 @@ class CurveBias(PositionalEncoding):
     def curve(self, x: Float[Array, "*S"], activation: Callable[[Array], Array]) -> Float[Array, "N *S"]:
         """The bias of each number, heads first: with few heads last, XLA on a CPU turns matrices of all pairs around,
         three times as long as the products take."""
-        units = activation(self.first[...][:, None] * x.reshape(-1) + self.start[...][:, None])
+        # As a product, whose gradients are products: those of a broadcast write both factors out for all pairs.
+        units = activation(einsum("u,s->us", self.first[...], x.reshape(-1)) + self.start[...][:, None])
         return (einsum("un,us->ns", self.second[...], units) + self.end[...][:, None]).reshape(-1, *x.shape)
 
 

@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -79,17 +80,19 @@ class Shaw(PositionalEncoding):
             scale * jax.random.normal(rngs.position(), size), axes=("layer", "distance", "component"), decays=False
         )
 
+    def prepare(self, q_positions: Positions, k_positions: Positions) -> Float[Array, "L P H"]:
+        return self.table[...]
+
     def score(
         self,
         q: Float[Array, "B T N H"],
         k: Float[Array, "B S N H"],
         q_positions: Positions,
         k_positions: Positions,
-        layer: Int[Array, ""],
+        prepared: Float[Array, "P H"],
         parts: Parts,
     ) -> Added:
-        q = q.astype(jnp.float32) / math.sqrt(q.shape[-1])
-        table = self.table[...][layer]
+        q, table = q.astype(jnp.float32) / math.sqrt(q.shape[-1]), prepared
         if distances(q_positions, k_positions, self.ahead == 0) is not None:
             vectors = jnp.broadcast_to(table[::-1].T, (q.shape[2], *table.T.shape))
             of = range(self.farthest, -self.ahead - 1, -1)
@@ -128,6 +131,9 @@ class TransformerXL(PositionalEncoding):
             decays=False,
         )
 
+    def frequencies(self) -> np.ndarray:
+        return frequencies(self.weight.shape[-1], self.base)
+
     def rotate(
         self,
         q: Float[Array, "B T N H"],
@@ -138,24 +144,28 @@ class TransformerXL(PositionalEncoding):
     ) -> tuple[Float[Array, "B T N H"], Float[Array, "B S N H"]]:
         return (q.astype(jnp.float32) + self.u[...]).astype(q.dtype), k
 
+    def prepare(self, q_positions: Positions, k_positions: Positions) -> Float[Array, "L N H _"]:
+        """W R of each distance, if those between queries and keys are known; else W."""
+        if (apart := distances(q_positions, k_positions, self.causal)) is None:
+            return self.weight[...]
+        angle = angles(jnp.asarray(apart), self.frequencies())
+        return einsum("lnhd,rd->lnhr", self.weight[...], jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1))
+
     def score(
         self,
         q: Float[Array, "B T N H"],
         k: Float[Array, "B S N H"],
         q_positions: Positions,
         k_positions: Positions,
-        layer: Int[Array, ""],
+        prepared: Float[Array, "N H R"] | Float[Array, "N H D"],
         parts: Parts,
     ) -> Added:
-        weight, frequency = self.weight[...][layer], frequencies(self.weight.shape[-1], self.base)
         q = (q.astype(jnp.float32) + self.v[...]) / math.sqrt(q.shape[-1])
-        apart = distances(q_positions, k_positions, self.causal)
-        if apart is not None:
-            angle = angles(jnp.asarray(apart), frequency)
-            vectors = einsum("nhd,rd->nhr", weight, jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1))
-            return by_distance(q, vectors, apart, q_positions, k_positions, self.causal, parts)
+        if (apart := distances(q_positions, k_positions, self.causal)) is not None:
+            return by_distance(q, prepared, apart, q_positions, k_positions, self.causal, parts)
         # sin(i - j) and cos(i - j) by the addition theorem: for any positions a product over D.
-        sine, cosine = jnp.split(einsum("btnh,nhd->btnd", q, weight), 2, axis=-1)
+        sine, cosine = jnp.split(einsum("btnh,nhd->btnd", q, prepared), 2, axis=-1)
+        frequency = self.frequencies()
         at_q, at_k = angles(q_positions.index, frequency)[:, :, None], angles(k_positions.index, frequency)
         turned = [sine * jnp.sin(at_q) + cosine * jnp.cos(at_q), cosine * jnp.sin(at_q) - sine * jnp.cos(at_q)]
         turned, waves = jnp.concatenate(turned, -1), jnp.concatenate([jnp.cos(at_k), jnp.sin(at_k)], -1)
@@ -227,18 +237,20 @@ class CoPE(PositionalEncoding):
             scale * jax.random.normal(rngs.position(), size), axes=("layer", "position", "component"), decays=False
         )
 
+    def prepare(self, q_positions: Positions, k_positions: Positions) -> Float[Array, "L P H"]:
+        return self.table[...]
+
     def score(
         self,
         q: Float[Array, "B T N H"],
         k: Float[Array, "B S N H"],
         q_positions: Positions,
         k_positions: Positions,
-        layer: Int[Array, ""],
+        prepared: Float[Array, "P H"],
         parts: Parts,
     ) -> Added:
         q, k = q.astype(jnp.float32), k.astype(jnp.float32)
-        table = self.table[...][layer].T
-        table = jnp.broadcast_to(table, (q.shape[2], *table.shape))
+        table = jnp.broadcast_to(prepared.T, (q.shape[2], *prepared.T.shape))
 
         def some(q: Float[Array, "B T N H"], queries: slice, keys: slice) -> Float[Array, "B N T S"]:
             gates = jax.nn.sigmoid(einsum("btnh,bsnh->bnts", q / math.sqrt(q.shape[-1]), k[:, keys]))

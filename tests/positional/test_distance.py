@@ -49,7 +49,8 @@ def test_products_by_distance_are_those_of_pairs(name, causal, queries, keys, st
     weights = visible(*whole, causal) * jax.random.normal(jax.random.key(2), (2, 2, queries, keys))
 
     def score(parameters, q, where):
-        return nnx.merge(graph, parameters).score(q, k, *where, jnp.int32(1), [WHOLE])[0] * weights
+        made = nnx.merge(graph, parameters)
+        return made.score(q, k, *where, made.prepare(*where)[1], [WHOLE])[0] * weights
 
     found, expected = (score(parameters, q, where) for where in (whole, tuple(map(unknown, whole))))
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)

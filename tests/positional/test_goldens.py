@@ -43,7 +43,8 @@ def probabilities(
     at, layer = contiguous(q.shape[1]), jnp.int32(0)
     turned_q, turned_k = made.rotate(q, k, at, at, layer)
     logits = jnp.einsum("btnh,bsnh->bnts", turned_q, turned_k, preferred_element_type=jnp.float32) / math.sqrt(SIZE)
-    bias, score = made.bias(at, at), made.score(q, k, at, at, layer, [WHOLE])
+    of_layer = jax.tree.map(lambda each: each[0], made.prepare(at, at))
+    bias, score = made.bias(at, at), made.score(q, k, at, at, of_layer, [WHOLE])
     for added in (bias, *(score or [])):
         logits = logits if added is None else logits + added
     return jax.nn.softmax(jnp.where(visible(at, at, causal), logits, -jnp.inf))[0]

@@ -158,7 +158,8 @@ def test_what_an_encoding_adds_is_float32_under_bfloat16(name):
     made = strong(name, position=position(name, 1024), dtype="bfloat16").position
     at, layer = contiguous(24, 1000), jnp.int32(0)
     x = jax.random.normal(jax.random.key(0), (2, 24, 4, 8)).astype(jnp.bfloat16)
-    bias, score = made.bias(at, at), made.score(x, x, at, at, layer, blocks(24, causal=False))
+    of_layer = jax.tree.map(lambda each: each[0], made.prepare(at, at))
+    bias, score = made.bias(at, at), made.score(x, x, at, at, of_layer, blocks(24, causal=False))
     for added in (bias, *(score or [])):
         assert added is None or added.dtype == jnp.float32
     wide = x.astype(jnp.float32)
