@@ -1,7 +1,6 @@
 """The host loop: a config becomes a run directory."""
 
 import math
-import os
 import re
 import signal
 import time
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from rope_lm import attention, data, execution, positional, sharding, training, transformer
+from rope_lm import attention, data, execution, machine, positional, sharding, training, transformer
 from rope_lm.checkpoint import Checkpoints
 from rope_lm.data import Data, batches
 from rope_lm.journal import Journal
@@ -169,7 +168,7 @@ def _what_to_lower(plan: Plan) -> str:
 def capacity(device: jax.Device) -> int:
     """Bytes of memory of a device; of the host, shared by its devices, where it is the CPU; 0 where it is not known."""
     if device.platform == "cpu":
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
+        return machine.memory() // jax.local_device_count()
     return (device.memory_stats() or {}).get("bytes_limit", 0)
 
 

@@ -1,6 +1,5 @@
 """Measure how fast the programs are: per encoding, in ensembles, by depth and by length; a table, JSON and a figure."""
 
-import os
 import platform
 import subprocess
 import tempfile
@@ -17,6 +16,7 @@ from rich.table import Column, Table
 
 from configs import lm
 from configs.presets import ATTENTIONS, POSITIONS, SCALES, parse, pick
+from rope_lm import machine
 from rope_lm.refusal import Refusal
 from scripts import entry
 
@@ -196,7 +196,7 @@ def _machine() -> dict[str, object]:
         "platform": device.platform,
         "count": jax.device_count(),
         "cpu": names,
-        "cores": os.cpu_count(),
+        "cores": machine.cores(),
         "python": platform.python_version(),
         "jax": jax.__version__,
         "time": time.strftime("%Y-%m-%d"),

@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TextIO
 from absl import flags
 from ml_collections import ConfigDict, FieldReference, config_flags
 
-from rope_lm import settings
+from rope_lm import machine, settings
 from rope_lm.refusal import Refusal
 
 
@@ -163,15 +163,16 @@ def cores_as_devices(config: dict[str, Any]) -> None:
     """
     import jax
 
+    os.environ.setdefault("NPROC", str(machine.cores()))  # XLA's threads: it does not see a container's quota
     given, whole = os.environ.get("XLA_FLAGS", ""), {"member": 1, "data": -1, "fsdp": 1, "tensor": 1}
     batch, pieces = (config.get(a, {}).get(b) for a, b in (("data", "batch"), ("optimizer", "accumulate")))
     if "host_platform_device_count" in given or config.get("mesh") != whole:
         return
     if not all(type(each) is int and each > 0 for each in (batch, pieces)) or batch < pieces:
         return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     rows = batch // pieces
-    jax.config.update("jax_num_cpu_devices", max(n for n in range(1, min(cores, rows) + 1) if rows % n == 0))
+    count = max(n for n in range(1, min(machine.cores(), rows) + 1) if rows % n == 0)
+    jax.config.update("jax_num_cpu_devices", count)
     # A process that was halted for longer than XLA's 40 seconds, or a laptop that slept, goes on instead of aborting.
     if "collective_call_terminate" not in given:
         os.environ["XLA_FLAGS"] = f"{given} --xla_cpu_collective_call_terminate_timeout_seconds=1000000".strip()

@@ -16,7 +16,7 @@ SOURCES = sorted(path for folder in ("rope_lm", "configs", "scripts") for path i
 # Imports go down only: a room may import those on lower floors, and those beside it that are named before it here.
 FLOORS = [
     ["refusal"],
-    ["settings", "positions", "execution"],
+    ["settings", "positions", "execution", "machine"],
     ["positional"],
     ["data", "attention", "objective", "optimizer", "sharding"],
     ["block"],

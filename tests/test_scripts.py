@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from rope_lm import machine
+
 ROOT = Path(__file__).parents[1]
 SMALL = [
     "--config.base.steps=8", "--config.base.every.evaluate=4", "--config.base.every.log=2",
@@ -42,7 +44,7 @@ def call(*words: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     ],
 )
 def test_every_core_is_a_device_where_they_share_the_batch_evenly(cores, flags, devices):
-    if len(os.sched_getaffinity(0)) < cores:
+    if machine.cores() < cores:
         pytest.skip(f"there are no {cores} cores here")
     program = f"""
 import os
