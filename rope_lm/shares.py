@@ -4,6 +4,7 @@ import os
 import subprocess
 from typing import NamedTuple
 
+from rope_lm import machine
 from rope_lm.refusal import Refusal
 
 
@@ -31,7 +32,9 @@ def equal(count: int) -> list[Share]:
         return [Share(environment=(("CUDA_VISIBLE_DEVICES", ",".join(some)),)) for some in _cut(gpus, count, "GPUs")]
     if not hasattr(os, "sched_getaffinity"):
         raise Refusal(f"--at_once={count}: this system does not let a process have cores of its own: leave it out")
-    return [Share(tuple(some)) for some in _cut(sorted(os.sched_getaffinity(0)), count, "cores")]
+    worth = str(max(1, machine.cores() // count))  # where a container's quota is less than its cores
+    cut = _cut(sorted(os.sched_getaffinity(0)), count, "cores")
+    return [Share(tuple(some), (("NPROC", worth),)) for some in cut]
 
 
 def _gpus() -> list[str]:

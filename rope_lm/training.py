@@ -250,8 +250,9 @@ def memory(
     where it has memory of its own; for each token of a piece of the batch what the layers keep for the backward pass
     (the results of their products, or their inputs alone with remat="full"; more where they are written out), and what
     one layer works on or, where that is more, the logits with what is computed from them; and what the encoding works
-    on. Or, where that is more, an evaluation: the state alone, and three quarters of what a layer works on, forward
-    alone, but for the whole batch. Tests hold it against XLA's account, on a CPU and on a GPU.
+    on, and holds for all rows, with its gradients. Or, where that is more, an evaluation: the state alone, and three
+    quarters of what a layer works on, forward alone, but for the whole batch. Tests hold it against XLA's account, on a
+    CPU and on a GPU.
     """
     width, heads, layers = model["width"], model["heads"], model["layers"]
     inner, size = Style(**model["block"]).inner(model["hidden"]), jnp.dtype(model["dtype"]).itemsize
@@ -275,12 +276,13 @@ def memory(
 
     rows = batch / (mesh["data"] * mesh["fsdp"])
     piece = rows / execution.pieces
-    step = worked(piece) + piece * length * layers * kept
+    prepared = 4 * encoding.held(shape, length)
+    step = worked(piece) + piece * length * layers * kept + prepared * (2 + (execution.pieces > 1))
     together = 1 if execution.in_turn else members
     in_place = execution.in_place and (members == 1 or not execution.in_turn)  # those that take turns are copied
     held = (4 if in_place else 7) * members + (execution.pieces > 1) * together
     each = 4 * parameters / (mesh["fsdp"] * mesh["tensor"])
-    return int(max(each * held + together * step, each * 3 * members + together * 0.75 * worked(rows)))
+    return int(max(each * held + together * step, each * 3 * members + together * (0.75 * worked(rows) + prepared)))
 
 
 def _share(batch: int, accumulate: int) -> int:

@@ -75,8 +75,8 @@ class Drawn(nnx.Variable):
 
 
 class Transformer(nnx.Module):
-    """Tokens to logits. The encoding acts in a line each: `embed` and `bias` before the layers, `score`, `rotate` and,
-    where attention has features, `turn_features` in every layer.
+    """Tokens to logits. The encoding acts in a line each: `embed`, `bias` and `prepare` before the layers, `score`,
+    `rotate` and, where attention has features, `turn_features` in every layer.
 
     Inside, activations are [R D] with R = B * T rows: on the CPU every linear layer is then one plain matrix product.
     Where several devices share the rows, `placed` says how the stream lies over them. `written_out`: the layers are
@@ -295,8 +295,8 @@ def flops_per_token(
     Two for each weight of a matrix product (the embedding is a look-up: it counts nothing), and for each product in
     attention over the keys that a token may see alone: of softmax attention that is causal, two products of `width`
     over (length + 1) / 2 keys on average; likewise an encoding's own products in every layer. Not counted: norms,
-    softmax, sums over keys, what is computed again for the backward pass, and an encoding's bias, which is computed
-    once for all rows of a batch (below 1% at every scale in configs/presets.py).
+    softmax, sums over keys, what is computed again for the backward pass, and what an encoding makes of positions
+    alone, once for all rows of a batch (below 1% at every scale in configs/presets.py).
     """
     style, shape = Style(**block), positional.Shape(width, heads, width // heads, layers, causal)
     weights = layers * style.weights(width, hidden) + style.transform * width * width + width * vocabulary

@@ -39,6 +39,7 @@ def end(main: Callable[[], int], trains: bool = False) -> NoReturn:
     Status 2 for a Refusal, 1 for a lack of memory or of room on the disk, 75 for Ctrl-C where nothing is to be saved.
     Where `main` trains, nothing that it says can end it.
     """
+    os.environ.setdefault("NPROC", str(machine.cores()))  # XLA's threads, which do not see a container's quota
     if trains:
         sys.stdout, sys.stderr = map(_as_notices, (sys.stdout, sys.stderr))
     try:
@@ -163,7 +164,6 @@ def cores_as_devices(config: dict[str, Any]) -> None:
     """
     import jax
 
-    os.environ.setdefault("NPROC", str(machine.cores()))  # XLA's threads: it does not see a container's quota
     given, whole = os.environ.get("XLA_FLAGS", ""), {"member": 1, "data": -1, "fsdp": 1, "tensor": 1}
     batch, pieces = (config.get(a, {}).get(b) for a, b in (("data", "batch"), ("optimizer", "accumulate")))
     if "host_platform_device_count" in given or config.get("mesh") != whole:

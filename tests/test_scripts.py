@@ -63,6 +63,19 @@ print(jax.device_count())
     assert done.stdout.strip() == str(devices), done.stderr
 
 
+def test_xla_is_told_how_many_threads_to_have():
+    """As many as this process has cores, or a quota is worth (machine.py)."""
+    program = """
+import os
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
+from scripts import entry
+entry.end(lambda: print(os.environ["NPROC"]) or 0)
+"""
+    env = {key: value for key, value in os.environ.items() if key != "NPROC"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, env=env)
+    assert done.stdout.strip() == "1", done.stderr
+
+
 @pytest.mark.parametrize(
     "script", sorted({path.stem for path in (ROOT / "scripts").glob("*.py")} - {"__init__", "entry"})
 )

@@ -69,8 +69,9 @@ def test_eight_devices_compute_what_one_does(name):
     )
 
 
-def test_pieces_of_a_batch_are_cut_on_every_device():
-    compute_what_one_does("rotary", "ours", [(1, 4, 1, 1), (1, 2, 2, 2)], accumulate=2)
+@pytest.mark.parametrize("name", ["rotary", "transformer_xl"])
+def test_pieces_of_a_batch_are_cut_on_every_device(name):
+    compute_what_one_does(name, "ours", [(1, 4, 1, 1), (1, 2, 2, 2)], accumulate=2)
 
 
 @pytest.mark.parametrize("block", ["llama", pytest.param("neox", marks=pytest.mark.long), "bert"])

@@ -9,14 +9,14 @@ import sys
 
 import pytest
 
-from rope_lm import journal, shares
+from rope_lm import journal, machine, shares
 from rope_lm.refusal import Refusal
 from rope_lm.shares import Share
 from tests.test_faults import until
 from tests.test_scripts import ROOT, SMALL
 
 needs_two_cores = pytest.mark.skipif(
-    not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2, reason="cores cannot be shared here"
+    not hasattr(os, "sched_getaffinity") or machine.cores() < 2, reason="cores cannot be shared here"
 )
 
 
@@ -43,6 +43,8 @@ def test_cores_are_shared_where_there_is_no_gpu(monkeypatch, visible, platforms)
     monkeypatch.setenv("JAX_PLATFORMS", platforms)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {7, 2, 4, 5})
     assert [each.cores for each in shares.equal(2)] == [(2, 4), (5, 7)]
+    monkeypatch.setattr(machine, "cores", lambda: 3)  # as a quota may say
+    assert [dict(each.environment) for each in shares.equal(2)] == [{"NPROC": "1"}] * 2
     with pytest.raises(Refusal, match="--at_once=8: there are 4 cores"):
         shares.equal(8)
 
@@ -69,7 +71,7 @@ def test_arms_train_side_by_side_each_on_cores_of_its_own(text, cache, tmp_path)
     assert "2 arms at once" in said and re.search(r"^\[\d/3\] none: step", said, re.M), said
     for arm in ("none", "learned", "rotary"):
         assert json.loads((tmp_path / arm / "status.json").read_text())["status"] == "finished"
-        half = len(os.sched_getaffinity(0)) // 2
+        half = machine.cores() // 2
         assert json.loads((tmp_path / arm / "manifest.json").read_text())["device"]["count"] == half
 
 

@@ -83,7 +83,8 @@ class PositionalEncoding(nnx.Module):
         return None
 
     def prepare(self, q_positions: Positions, k_positions: Positions) -> Any:
-        """What `score` needs beside queries and keys, arrays [L ...]; asked as often as `bias`."""
+        """What `score` needs of positions and parameters alone: a tree of float arrays [L ...], or None. Asked once for
+        the positions of all parts, in training once a step."""
         return None
 
     def score(
@@ -131,7 +132,11 @@ class PositionalEncoding(nnx.Module):
 
     def flops(self, shape: Shape, length: int) -> float:
         """Multiplications of its own matrix products that one token of a row costs in one layer, forward, beside what
-        it computes once for all rows (`bias`)."""
+        it computes once for all rows (`bias`, `prepare`)."""
+        return 0
+
+    def held(self, shape: Shape, length: int) -> float:
+        """Numbers that `prepare` makes for rows of so many tokens, of all layers, beside parameters."""
         return 0
 
     def floats(self, shape: Shape, rows: float, layers: int) -> float:

@@ -131,7 +131,7 @@ class TransformerXL(PositionalEncoding):
             decays=False,
         )
 
-    def frequencies(self) -> np.ndarray:
+    def _frequencies(self) -> np.ndarray:
         return frequencies(self.weight.shape[-1], self.base)
 
     def rotate(
@@ -148,7 +148,7 @@ class TransformerXL(PositionalEncoding):
         """W R of each distance, if those between queries and keys are known; else W."""
         if (apart := distances(q_positions, k_positions, self.causal)) is None:
             return self.weight[...]
-        angle = angles(jnp.asarray(apart), self.frequencies())
+        angle = angles(jnp.asarray(apart), self._frequencies())
         return einsum("lnhd,rd->lnhr", self.weight[...], jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1))
 
     def score(
@@ -157,7 +157,7 @@ class TransformerXL(PositionalEncoding):
         k: Float[Array, "B S N H"],
         q_positions: Positions,
         k_positions: Positions,
-        prepared: Float[Array, "N H R"] | Float[Array, "N H D"],
+        prepared: Float[Array, "N H _"],
         parts: Parts,
     ) -> Added:
         q = (q.astype(jnp.float32) + self.v[...]) / math.sqrt(q.shape[-1])
@@ -165,7 +165,7 @@ class TransformerXL(PositionalEncoding):
             return by_distance(q, prepared, apart, q_positions, k_positions, self.causal, parts)
         # sin(i - j) and cos(i - j) by the addition theorem: for any positions a product over D.
         sine, cosine = jnp.split(einsum("btnh,nhd->btnd", q, prepared), 2, axis=-1)
-        frequency = self.frequencies()
+        frequency = self._frequencies()
         at_q, at_k = angles(q_positions.index, frequency)[:, :, None], angles(k_positions.index, frequency)
         turned = [sine * jnp.sin(at_q) + cosine * jnp.cos(at_q), cosine * jnp.sin(at_q) - sine * jnp.cos(at_q)]
         turned, waves = jnp.concatenate(turned, -1), jnp.concatenate([jnp.cos(at_k), jnp.sin(at_k)], -1)
@@ -174,6 +174,9 @@ class TransformerXL(PositionalEncoding):
 
     def flops(self, shape: Shape, length: int) -> float:
         return shape.width * seen(shape, length)
+
+    def held(self, shape: Shape, length: int) -> float:
+        return shape.layers * shape.width * (length + 1 if shape.causal else 2 * length)
 
     def floats(self, shape: Shape, rows: float, layers: int) -> float:
         return rows * shape.heads * layers / 2
