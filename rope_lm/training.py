@@ -111,7 +111,9 @@ def make(
     def prepare(params: Any, drawn: Any) -> Prepared:
         return of(params, drawn).prepare(contiguous(length), contiguous(length))
 
-    def forward(model: Transformer, prepared: Prepared, rows: Int[Array, "B W"], keys: Key[Array, "B"]) -> tuple:
+    def forward(
+        model: Transformer, prepared: Prepared, rows: Int[Array, "B W"], keys: Key[Array, "B"]
+    ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
         example = example_of(rows, keys)
         model.placed = placed
         logits, _ = model(example.inputs, prepared=prepared)

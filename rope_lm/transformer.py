@@ -171,7 +171,7 @@ class Transformer(nnx.Module):
         prepared: Prepared | None = None,
     ) -> tuple[Float[Array, "R D"], Positions, Any]:
         """The stream after the last layer, where the keys stood, and what `attend` (as the method) kept of each
-        layer."""
+        layer; `prepared` as for a call."""
         batch, length = tokens.shape
         positions = contiguous(length) if positions is None else positions
         # Looked up and then rounded: what a token that is everywhere adds up to is summed in float32. In bfloat16 the

@@ -57,6 +57,7 @@ def test_what_xla_is_told_bounds_the_cores(said, cores, monkeypatch):
 
 
 def test_a_system_without_control_groups_has_all_that_is_there(tmp_path, monkeypatch):
+    monkeypatch.delenv("NPROC", raising=False)
     monkeypatch.setattr(machine, "MINE", tmp_path / "none")
     assert machine.cores() == CORES
 
