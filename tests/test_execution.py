@@ -1,5 +1,7 @@
 """How a platform runs a program: what is chosen, and that it changes losses by rounding alone."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -70,3 +72,16 @@ def test_what_is_chosen_changes_the_program_and_losses_by_rounding_alone(change,
     assert kept == [usual.execution.in_place, other.execution.in_place]
     (_, losses), (_, same) = (train(each, [0, 1], [1e-2, 1e-2], 3) for each in (usual, other))
     np.testing.assert_allclose(same, losses, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", ["rotary", "xpos"])
+def test_layers_written_out_are_computed_once_in_pieces_too(name):
+    """XLA would not see that what hangs on waves was computed before, once they have left the loop over pieces."""
+
+    def products(name: str) -> int:
+        made = program(name, 1, accumulate=2)
+        assert made.execution.written_out and made.execution.pieces == 2
+        compiled = made.step.lower(made.abstract, rows(0, 0)[None]).compile()
+        return len(re.findall(r"= f32\[[\d,]+\]\S* dot\(", compiled.as_text()))
+
+    assert products(name) == products("none") > 20
