@@ -84,7 +84,8 @@ def _rates(summary: dict) -> Table:
 
 def _estimate(value: dict, digits: int) -> str:
     numbers = [f"{value[key]:.{digits}f}" for key in ("mean", "low", "high") if value.get(key) is not None]
-    return "" if not numbers else numbers[0] + (f" [{', '.join(numbers[1:])}]" if numbers[1:] else "")
+    bound = report.BOUNDS[value.get("bound", "")]
+    return "" if not numbers else bound + numbers[0] + (f" [{', '.join(numbers[1:])}]" if numbers[1:] else "")
 
 
 def _claims(summary: dict) -> Table:

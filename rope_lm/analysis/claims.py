@@ -32,6 +32,7 @@ class Verdict:
     verdict: str  # supported, refuted, equivalent, inconclusive, not tested
     late: bool  # added, or changed, after its runs began
     unit: str
+    bound: str = ""  # as of a Speedup
 
     @property
     def sentence(self) -> str:
@@ -93,12 +94,13 @@ def _weigh(made: Verdict, found: Contrast) -> Verdict:
     )
     if outcome == "final":
         each, values, at = found.final, found.final.values, threshold
-        low, high, verdict = each.low, each.high, judge(each.low, each.high, threshold, "")
+        low, high, verdict = each.low, each.high, judge(each.low, each.high, threshold, each.bound)
     else:
         each = getattr(found.common, outcome) if no_difference else found.judge(outcome, threshold)
         values, at, verdict = each.logs, math.log(threshold), each.verdict
         low, high = math.log(each.low), math.log(each.high)
     # A 95% interval lies within the margin where both one-sided p are below 2.5%: twice the larger is held against 5%.
     p = float(np.minimum(1, 2 * two_one_sided(values, -at, at))) if no_difference else t_test(values, at)
-    verdict = within(low, high, -at, at, "") if no_difference else verdict
-    return replace(made, mean=each.mean, low=each.low, high=each.high, n=len(values), p=p, verdict=verdict)
+    verdict = within(low, high, -at, at, each.bound) if no_difference else verdict
+    measured = {key: getattr(each, key) for key in ("mean", "low", "high", "bound")}
+    return replace(made, **measured, n=len(values), p=p, verdict=verdict)

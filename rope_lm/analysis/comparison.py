@@ -44,12 +44,12 @@ class Contrast:
     There are two targets, fixed by a rule before looking. `median` is the baseline's median final validation loss: half
     of its own seeds do not come to it, and so what it gives is a lower bound, which can support a claim but not refute
     it. `common` is the loss that every seed of both arms comes to, where nothing is censored: it decides what the first
-    cannot.
+    cannot. Seeds that diverged, or end at no finite loss, fix neither, and are censored at both.
     """
 
     median: Costs
     common: Costs
-    final: Difference  # the baseline's final loss less the treatment's
+    final: Difference  # the baseline's final loss less the treatment's, of the seeds that come to one in both
     area: Difference  # the same of the mean loss over the run (the area under the loss curve)
     profile: list[Speedup]  # in steps, over looser and looser targets, the loosest first
 
@@ -83,7 +83,7 @@ class Contrast:
     @property
     def detectable(self) -> float:
         """The smallest speed-up that as many pairs, as noisy as these, find in 80% of studies."""
-        logs = self.steps.logs
+        logs = self.common.steps.logs  # at the median half of the baseline's seeds are cut off: they look less noisy
         return math.exp(detectable(float(np.std(logs, ddof=1)), len(logs))) if len(logs) > 1 else math.nan
 
 
@@ -177,9 +177,9 @@ def _arm(run: Run, treated: Run | None, plain: Run | None, unit: str) -> Arm:
     finals = [curve.final for curve in run.curves]
     bits = 1.0 if unit == "bits per byte" else run.bits_per_nat
     pairs = _pairs(run, treated) if treated and treated is not run else []
-    found = contrast(run, treated) if pairs else None
+    found = contrast(run, treated) if any(map(_whole, pairs)) else None
     target = found.steps.target if found else float(np.median(finals))
-    own, other = zip(*pairs, strict=True) if pairs else (run.curves, run.curves)
+    own, other = zip(*pairs, strict=True) if found else (run.curves, run.curves)
     return Arm(
         run=run,
         final=interval(finals),
@@ -196,27 +196,35 @@ def _arm(run: Run, treated: Run | None, plain: Run | None, unit: str) -> Arm:
 
 
 def contrast(baseline: Run, treated: Run) -> Contrast:
-    """The treatment against the baseline, over the seeds that both have. Raises Refusal where there is none."""
+    """The treatment against the baseline, over the seeds that both have. Raises Refusal where none of them comes to a
+    finite loss in both."""
     pairs = _pairs(baseline, treated)
-    if not pairs:
+    whole = list(filter(_whole, pairs))
+    if not whole:
         raise Refusal(f"{baseline.arm} and {treated.arm} have no seed in common: train them on the same seeds")
     own, other = ([pair[side] for pair in pairs] for side in (0, 1))
+    ends = [[pair[side] for pair in whole] for side in (0, 1)]
+    lost = [any(not math.isfinite(curve.final) for curve in side) for side in (own, other)]
+    bound = {(False, False): "", (True, False): "lower", (False, True): "upper", (True, True): "unknown"}[*lost]
+    # Seconds are of a whole ensemble: those of one with more members are not held against those of one with fewer.
+    timed = len(baseline.manifest["members"]) == len(treated.manifest["members"])
     median = float(np.median([curve.final for curve in baseline.curves]))
     flops = [run.manifest.get("flops_per_token", math.nan) * run.tokens_per_step for run in (baseline, treated)]
 
     def to(target: float) -> Costs:
         at = _crossings(own, target), _crossings(other, target)
+        seconds = speedup(_seconds(own, at[0]), _seconds(other, at[1]), target)
         return Costs(
             steps=speedup(*at, target),
-            seconds=speedup(_seconds(own, at[0]), _seconds(other, at[1]), target),
+            seconds=seconds if timed else seconds._replace(bound="unknown", verdict="inconclusive"),
             flops=speedup(_times(at[0], flops[0]), _times(at[1], flops[1]), target),
         )
 
     return Contrast(
         median=to(median),
-        common=to(_common(own, other)),
-        final=difference([curve.final for curve in own], [curve.final for curve in other]),
-        area=difference([curve.area for curve in own], [curve.area for curve in other]),
+        common=to(_common(*ends)),
+        final=difference(*([curve.final for curve in side] for side in ends))._replace(bound=bound),
+        area=difference(*([curve.area for curve in side] for side in ends))._replace(bound=bound),
         profile=[
             speedup(_crossings(own, each), _crossings(other, each), each)
             for each in _targets(baseline, median).tolist()
@@ -242,8 +250,13 @@ def _common(baseline: Sequence[Curve], treated: Sequence[Curve]) -> float:
 
 def _pairs(baseline: Run, treated: Run) -> list[tuple[Curve, Curve]]:
     """The curves of the seeds that both have."""
-    mine = {curve.seed: curve for curve in treated.curves}
-    return [(curve, mine[curve.seed]) for curve in baseline.curves if curve.seed in mine]
+    mine = {curve.seed: curve for curve in treated.members.values()}
+    return [(curve, mine[curve.seed]) for curve in baseline.members.values() if curve.seed in mine]
+
+
+def _whole(pair: tuple[Curve, Curve]) -> bool:
+    """Whether both come to a finite loss."""
+    return all(math.isfinite(curve.final) for curve in pair)
 
 
 def _crossings(curves: Sequence[Curve], target: float) -> list[Crossing]:
@@ -285,8 +298,8 @@ class Tuning:
 
     @property
     def best(self) -> float:
-        """The rate of the lowest loss."""
-        return self.rates[int(np.argmin(self.finals))]
+        """The rate of the lowest loss; nan where there is none at any."""
+        return self.rates[int(np.argmin(self.finals))] if math.isfinite(min(self.finals)) else math.nan
 
     @property
     def at_edge(self) -> bool:
@@ -350,4 +363,4 @@ def sensitivity(sweep: Sweep, treatment: str) -> list[Sensitivity]:
 
 
 def _speedup(baseline: Run, treated: Run) -> Speedup | None:
-    return contrast(baseline, treated).steps if _pairs(baseline, treated) else None
+    return contrast(baseline, treated).steps if any(map(_whole, _pairs(baseline, treated))) else None

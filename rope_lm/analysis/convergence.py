@@ -35,6 +35,7 @@ class Difference(NamedTuple):
     high: float
     p: float  # two-sided, exact sign-flip
     values: tuple[float, ...]  # one for each pair
+    bound: str = ""  # as of a Speedup, where pairs of which one came to no loss are left out
 
 
 class Crossing(NamedTuple):

@@ -1,5 +1,6 @@
 """What makes a comparison unfair, in words: each is marked on the page, none is hidden."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,13 +11,16 @@ from rope_lm.analysis.runs import Run, Sweep
 FACTS = ("commit", "diff", "kernel", "execution", "precision", "device", "versions", "deterministic", "batches")
 # Of a manifest, equal in all settings of a study and in the grid that its rates come from.
 SHARED = ("commit", "diff", "device", "versions")
+# Of a config, what the best rate hangs on and settings do not differ in.
+TUNED_FOR = ("steps", "data.name", "data.tokenizer", "data.length", "data.batch", "optimizer.schedule")
 
 
 def warnings(sweeps: Sequence[Sweep]) -> list[str]:
     """All that the page warns of: within each setting, between the settings of a sweep, and between sweeps."""
     found = [text for sweep in sweeps for setting in sweep.settings for text in unfair(setting)]
     found += [text for sweep in sweeps for text in _between(f"The settings of {sweep.name}", _by_setting(sweep))]
-    return found + _reused_seeds(sweeps) + _between("The sweeps", {sweep.name: sweep.runs for sweep in sweeps})
+    found += _reused_seeds(sweeps) + _between("The sweeps", {sweep.name: sweep.runs for sweep in sweeps})
+    return found + _tuned_otherwise(sweeps)
 
 
 def unfair(sweep: Sweep) -> list[str]:
@@ -31,19 +35,21 @@ def unfair(sweep: Sweep) -> list[str]:
         found.append(f"Not every run of {sweep.title} finished: {', '.join(unfinished)}.")
     for run in sweep.runs:
         if run.status.get("diverged"):
-            found.append(f"Members of {run.arm} diverged and are left out: {run.status['why']}.")
+            found.append(f"Members of {run.arm} diverged ({run.status['why']}): {LOST}.")
         for was, now in run.budgets:
             found.append(
                 f"{run.arm} went on to {now:,} steps instead of {was:,}: its schedule is that of no straight run."
             )
         if run.not_finite:
             members = ", ".join(f"member {member}" for member in run.not_finite)
-            found.append(f"Members of {run.arm} end at a loss that is not finite and are left out: {members}.")
+            found.append(f"Members of {run.arm} end at a loss that is not finite ({members}): {LOST}.")
     return found
 
 
+# What becomes of members that came to no loss at the end.
+LOST = "they count as never reaching what they had not reached, and are left out of mean losses"
 CONSEQUENCES = {
-    "seeds": " Only seeds that both arms have are compared.",
+    "seeds": " Only seeds that both arms have are compared, and seconds, which are of all seeds together, are not.",
     "fingerprint.tokenizer": " They are compared in bits per byte: nats per token of different tokens do not compare.",
     "fingerprint.text": " They read different texts.",
     "optimizer.rate": " An arm that was tuned on more rates has had more chances to do well.",
@@ -96,7 +102,37 @@ def _reused_seeds(sweeps: Sequence[Sweep]) -> list[str]:
 
 
 def _seeds(sweep: Sweep) -> set[int]:
-    return {member["seed"] for run in sweep.runs for member in run.manifest["members"]}
+    archived = {seed for run in sweep.archive.get("runs", []) for seed in run.get("seeds", [])}
+    return archived | {member["seed"] for run in sweep.runs for member in run.manifest["members"]}
+
+
+def _tuned_otherwise(sweeps: Sequence[Sweep]) -> list[str]:
+    """Beside a grid, the arms of each comparison that are not at their best rate on it, or not on it at all; and in
+    what the two differ that decides which rate is best."""
+    grids, found = [sweep for sweep in sweeps if sweep.grid], []
+    best = {(tuning.setting, tuning.arm): tuning.best for grid in grids for tuning in tune(grid)}
+    if not best:
+        return []
+    for sweep in (sweep for sweep in sweeps if not sweep.grid):
+        other, unknown = [], []
+        for setting in sweep.settings:
+            for run in (run for run in setting.runs if run.rates):
+                name, rate = f"{setting.setting}/{run.arm}".lstrip("/"), best.get((setting.setting, run.arm))
+                if rate is None:
+                    unknown.append(name)
+                elif not math.isclose(rate, run.rates[0]):
+                    other.append(f"{name} {run.rates[0]:g}, not {rate:g}")
+        if other:
+            found.append(f"Arms of {sweep.name} are not at the rate that was best for them: {'; '.join(other)}.")
+        if unknown:
+            found.append(f"Arms of {sweep.name} are on no grid here, for any rate: {', '.join(unknown)}.")
+        for grid in (grid for grid in grids if grid.runs and sweep.runs):
+            values = {each.name: _flat(each.runs[0].config) for each in (sweep, grid)}
+            differ = [key for key in TUNED_FOR if len({str(value.get(key)) for value in values.values()}) > 1]
+            for key in differ:
+                shown = _alike({name: str(value.get(key)) for name, value in values.items()})
+                found.append(f"The rates of {sweep.name} were tuned for another {key} ({shown}).")
+    return found
 
 
 def _alike(values: dict[str, str]) -> str:
@@ -115,11 +151,16 @@ def _facts(runs: Sequence[Run]) -> dict[str, dict[str, str]]:
         config = _flat(run.config)
         # What a run has consumed is compared at the end of runs that came to it.
         equal = [key for key in FACTS if key != "batches" or run.finished]
-        manifest = _flat({key: run.manifest.get(key) for key in equal})
-        manifest |= _flat({"fingerprint": run.manifest.get("data", {}).get("fingerprint")})
+        manifest = _flat({key: run.manifest.get(key) or "none" for key in equal if key in run.manifest})
+        if run.manifest.get("data"):
+            manifest |= _flat({"fingerprint": run.manifest["data"]["fingerprint"]})
         for key, value in {**config, **manifest}.items():
             if not key.startswith("model.position") and key not in ("optimizer.rate", "data.cache"):
                 facts.setdefault(key, {})[run.arm] = str(value)
+    for key, values in facts.items():  # what only some of the runs record is a difference
+        for run in runs:
+            if run.manifest.get("data") and (run.finished or not key.startswith("batches")):
+                values.setdefault(run.arm, "none")
     return facts
 
 

@@ -22,16 +22,17 @@ STATISTICS = f"""\
 A speed-up is the ratio of steps to a target, the baseline's over the treatment's: the geometric mean over seeds with
 Student's t interval (95%) on the logarithms, p by the exact two-sided sign-flip test and, in brackets, by Holm's
 correction over the arms. The first crossing is interpolated between evaluations in log-steps. The target is the
-baseline's median final validation loss; a run that does not reach it counts with its whole budget, and the speed-up is
-then a lower bound. It is supported that the treatment is faster where the interval lies wholly above 1. What a bound
-cannot decide is decided at the loss that every seed of both arms reaches: refuted, where the interval lies wholly below
-1; equivalent, where it lies wholly between 1/{MARGIN:g} and {MARGIN:g} (two one-sided tests at 2.5%); else it is
-inconclusive. Verdicts are each comparison's own, from intervals that are not corrected for how many comparisons there
-are; with k of them Holm's sign-flip p over n pairs cannot be below k * 2 / 2^n. The noise floor is that of arms against
-themselves (A/A): the first half of their seeds over the second, to the loss that both reach. The smallest detectable
-effect is that of a two-sided t test at 5% with 80% power, from the standard deviation over the pairs. Claims are tested
-with Student's t against their threshold, a claim of no difference by two one-sided tests with the larger p doubled, and
-corrected (Holm) over all claims."""
+baseline's median final validation loss; a seed of the baseline that does not reach it counts with its whole budget, and
+the speed-up is then a lower bound, whose interval's upper end is no limit. Seeds that diverge count so too. It is
+supported that the treatment is faster where the interval lies wholly above 1. What a bound cannot decide is decided at
+the loss that every seed of both arms reaches: refuted, where the interval lies wholly below 1; equivalent, where it
+lies wholly between 1/{MARGIN:g} and {MARGIN:g} (two one-sided tests at 2.5%); else it is inconclusive. Verdicts are
+each comparison's own, from intervals that are not corrected for how many comparisons there are; with k of them Holm's
+sign-flip p over n pairs cannot be below k * 2 / 2^n. The noise floor is that of arms against themselves (A/A): the
+first half of their seeds over the second, to the loss that both reach. The smallest detectable effect is that of a
+two-sided t test at 5% with 80% power, from the standard deviation over the pairs. Claims are tested with Student's t
+against their threshold, a claim of no difference by two one-sided tests with the larger p doubled, and corrected (Holm)
+over all claims."""
 
 WORDS = {
     "pre": "pre-norm",

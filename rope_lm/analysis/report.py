@@ -17,7 +17,7 @@ from rope_lm.analysis.claims import Verdict
 from rope_lm.analysis.comparison import Arm, Comparison, Sensitivity, Tuning, compare, sensitivity, tune
 from rope_lm.analysis.convergence import Difference, Speedup, least_pairs
 from rope_lm.analysis.published import FINDINGS
-from rope_lm.analysis.runs import Sweep, pack
+from rope_lm.analysis.runs import Sweep, distinct, pack
 from rope_lm.refusal import Refusal
 
 COLUMNS = {
@@ -39,6 +39,7 @@ COLUMNS = {
     "parameters": "parameters (its own)",
     "rate": "peak rate",
 }
+BOUNDS = {"": "", "lower": "≥ ", "upper": "≤ ", "unknown": "? "}
 FIRST = ("sinusoidal", "learned", "relative_bias", "none")  # of the matrix's columns
 
 
@@ -161,15 +162,17 @@ class Report:
 def write(sweeps: Sequence[Sweep], out: Path, treatment: str, command: str) -> dict[str, Any]:
     """Writes the report into the folder `out` and returns the summary.
 
-    With runs.json the folder is an archive: `load` reads it as it reads the runs, and the report of it is the same.
+    With runs.json the folder is an archive: `load` reads it as it reads the runs, and the report of it is the same, but
+    for what scripts.extrapolate and scripts.distance found, and for grids that were given as a summary. Raises Refusal
+    for a folder that is given twice.
     """
-    report = Report(sweeps, treatment, command)
+    report = Report(distinct(sweeps), treatment, command)
     out.mkdir(parents=True, exist_ok=True)
     drawings = dict(_draw(report, out / "figures"))
     made = summary(report)
     _json(made, out / "summary.json", indent=1)
-    if any(sweep.runs for sweep in sweeps):
-        _json({"schema": 1, "sweeps": [pack(sweep) for sweep in sweeps if sweep.runs]}, out / "runs.json", indent=None)
+    if packed := [pack(sweep) for sweep in report.sweeps if sweep.runs]:
+        _json({"schema": 1, "sweeps": packed}, out / "runs.json", indent=None)
     _tables(report, out)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("rope_lm.analysis", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -344,7 +347,7 @@ def summary(report: Report) -> dict[str, Any]:
 
 
 def _claim(made: Verdict) -> dict[str, Any]:
-    keys = ("study", "name", "verdict", "late", "mean", "low", "high", "n", "p", "p_holm", "unit", "sentence")
+    keys = ("study", "name", "verdict", "late", "mean", "low", "high", "bound", "n", "p", "p_holm", "unit", "sentence")
     return {key: getattr(made, key) for key in keys} | {"claim": made.claim}
 
 
@@ -358,7 +361,7 @@ def _speedup(s: Speedup) -> dict[str, Any]:
 
 
 def _difference(d: Difference) -> dict[str, Any]:
-    return {key: getattr(d, key) for key in ("mean", "low", "high", "p")}
+    return {key: getattr(d, key) for key in ("mean", "low", "high", "p", "bound")}
 
 
 def _arm(made: Comparison, arm: Arm, treatment: str) -> dict[str, Any]:
@@ -428,7 +431,7 @@ def table_row(made: Comparison, arm: Arm) -> dict[str, str]:
             "detectable": "" if math.isnan(found.detectable) else f"{found.detectable:.2f}",
             "seconds": bounded(found.costs.seconds),
             "flops": "" if math.isnan(found.costs.flops.mean) else bounded(found.costs.flops),
-            "gap": estimate(found.final, 3, sign="+") + unit,
+            "gap": bounded(found.final, 3, sign="+") + unit,
         }
     return {key: cells.get(key, "") for key in COLUMNS}
 
@@ -441,9 +444,9 @@ def estimate(value: Any, digits: int, sign: str = "") -> str:
     return f"{number(value.mean)} [{number(value.low)}, {number(value.high)}]"
 
 
-def bounded(s: Speedup) -> str:
-    """A speed-up with its interval, and whether it is a bound."""
-    return {"": "", "lower": "≥ ", "upper": "≤ ", "unknown": "? "}[s.bound] + estimate(s, 2)
+def bounded(value: Any, digits: int = 2, sign: str = "") -> str:
+    """As `estimate`, and whether it is a bound."""
+    return BOUNDS[value.bound] + estimate(value, digits, sign)
 
 
 def cell(row: Comparison, baseline: str) -> Arm | None:
@@ -532,8 +535,8 @@ def _claim_row(made: Verdict) -> list[str]:
 def measure(made: Verdict) -> str:
     """What was measured of a claim."""
     if made.claim["outcome"] == "final":
-        return f"{estimate(made, 3, sign='+')} {made.unit}, {made.n} seeds"
-    return f"{estimate(made, 2)} times, {made.n} seeds"
+        return f"{bounded(made, 3, sign='+')} {made.unit}, {made.n} seeds"
+    return f"{bounded(made)} times, {made.n} seeds"
 
 
 def _table(heads: list[str], rows: list[list[str]], path: Path) -> None:

@@ -21,12 +21,15 @@ def hold(summary: dict[str, Any], archived: dict[str, Any]) -> list[Row]:
     Two arms of a setting whose archived intervals overlap may stand in either order. Another text (its fingerprint
     differs, as it does between Python versions) gives other losses: then only the ordering is held.
     """
-    ours, theirs = ({_name(arm): arm for arm in each["arms"]} for each in (summary, archived))
+    # By their sweeps too, where their settings and names do not tell them apart.
+    several = any(len({_name(arm) for arm in each["arms"]}) < len(each["arms"]) for each in (summary, archived))
+    name = lambda arm: f"{arm['sweep']}/{_name(arm)}" if several else _name(arm)  # noqa: E731
+    ours, theirs = ({name(arm): arm for arm in each["arms"]} for each in (summary, archived))
     rows = [Row("arms", ", ".join(sorted(theirs)), ", ".join(sorted(ours)), set(theirs) <= set(ours))]
     both = [name for name in theirs if name in ours]
     same_text = summary["fingerprint"].get("text") == archived["fingerprint"].get("text")
     for i, a in enumerate(both):
-        for b in (each for each in both[i + 1 :] if _setting(theirs[each]) == _setting(theirs[a])):
+        for b in (each for each in both[i + 1 :] if _group(theirs[each]) == _group(theirs[a])):
             first, second = sorted((a, b), key=lambda name: theirs[name]["final_nats"]["mean"])
             if _interval(theirs[first])[1] < _interval(theirs[second])[0]:
                 good = bool(_paired_difference(ours[first], ours[second]) < 0)
@@ -49,6 +52,11 @@ def hold(summary: dict[str, Any], archived: dict[str, Any]) -> list[Row]:
 
 def _setting(arm: dict[str, Any]) -> str:
     return arm.get("setting", "")  # an archive from before there were settings has none
+
+
+def _group(arm: dict[str, Any]) -> tuple[str, str]:
+    """Of arms that are compared: the sweep and the setting."""
+    return arm["sweep"], _setting(arm)
 
 
 def _name(arm: dict[str, Any]) -> str:

@@ -1,8 +1,9 @@
 """Run directories, read as data: config, manifest, status, metrics. Nothing in them is executed."""
 
+import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,7 @@ class Curve:
     seed: int
     rate: float  # peak learning rate
     steps: np.ndarray  # [E], updates done at each evaluation, ascending
-    nats: np.ndarray  # [E], per token; nan where it was not finite
+    nats: np.ndarray  # [E], per token; nan where it was not finite, and at the end of one that diverged
     seconds: np.ndarray  # [E], of training, compiling left out
 
     @property
@@ -30,8 +31,10 @@ class Curve:
 
     @property
     def area(self) -> float:
-        """Mean loss over the steps, nats per token: the area under the curve, over its width."""
-        return float(np.trapezoid(self.nats, self.steps) / (self.steps[-1] - self.steps[0]))
+        """Mean loss over the steps, nats per token: the area under the curve, over its width. Evaluations that were not
+        finite are passed over."""
+        finite = np.isfinite(self.nats)
+        return float(np.trapezoid(self.nats[finite], self.steps[finite]) / (self.steps[-1] - self.steps[0]))
 
 
 @dataclass(frozen=True)
@@ -73,20 +76,25 @@ class Run:
     @property
     def curves(self) -> list[Curve]:
         """A curve for each member that has evaluations, did not diverge and ends at a finite loss."""
-        return [curve for curve in self._evaluated.values() if math.isfinite(curve.final)]
+        return [curve for curve in self.members.values() if math.isfinite(curve.final)]
 
     @property
     def not_finite(self) -> list[int]:
         """The members that did not diverge, and whose last evaluation was not finite."""
-        return [member for member, curve in self._evaluated.items() if not math.isfinite(curve.final)]
+        diverged = self.status.get("diverged", {})
+        return [i for i, curve in self.members.items() if not math.isfinite(curve.final) and str(i) not in diverged]
 
     @cached_property
-    def _evaluated(self) -> dict[int, Curve]:
+    def members(self) -> dict[int, Curve]:
+        """By its number, the curve of each member that has evaluations. That of one that diverged goes on to the budget
+        without a loss: a loss that it had not come to by then it never comes to."""
         found = {}
+        evaluations = [row for row in self.rows if row["split"] == "validation"]
+        longest = max((row["seconds"] for row in evaluations), default=0.0)
         for member in self.manifest["members"]:
-            if str(member["member"]) in self.status.get("diverged", {}):
-                continue
-            rows = [row for row in self.rows if row["split"] == "validation" and row["member"] == member["member"]]
+            rows = [row for row in evaluations if row["member"] == member["member"]]
+            if rows and str(member["member"]) in self.status.get("diverged", {}):
+                rows.append({"step": self.steps, "nats": None, "seconds": longest})
             columns = [np.array([row[key] for row in rows], float) for key in ("step", "nats", "seconds")]
             if rows:
                 found[member["member"]] = Curve(member["seed"], member["rate"], *columns)
@@ -106,12 +114,12 @@ class Run:
     @property
     def tokens_per_second(self) -> float:
         """Of all members together: the median over the intervals after the first quarter of the run."""
-        values = [
-            row["tokens_per_second"]
+        values = {
+            row["step"]: row["tokens_per_second"]  # each member's row has it; one that diverged has none
             for row in self.rows
-            if row["split"] == "train" and row["member"] == 0 and row["step"] > self.steps / 4
-        ]
-        return float(np.median(values)) if values else float("nan")
+            if row["split"] == "train" and row["step"] > self.steps / 4
+        }
+        return float(np.median(list(values.values()))) if values else float("nan")
 
     @property
     def tokens_per_step(self) -> int:
@@ -213,6 +221,10 @@ def load_all(path: str | Path) -> list[Sweep]:
         about = _json(root / "sweep.json", {})
         claims = about.get("claims", {}) if isinstance(about, dict) else {}
         runs = [_load_run(folder, root) for folder in folders]
+        planned = {path: path.relative_to(root / "plan").with_suffix("") for path in (root / "plan").rglob("*.json")}
+        runs += [
+            _load_run(root / arm, root, path) for path, arm in sorted(planned.items()) if root / arm not in folders
+        ]
         return [Sweep(root.resolve().name, root, runs, _claims(root, claims), {})]
     if archived := _json(root / "runs.json", None):
         return [_unpack(each, root) for each in _archived(archived, root)]
@@ -222,6 +234,21 @@ def load_all(path: str | Path) -> list[Sweep]:
             f"{str(root)!r} holds no run (no config.json in it or below): give the --workdir of a sweep or a run"
         )
     return [Sweep(root.resolve().name, root, [], {}, summary)]
+
+
+def distinct(sweeps: Sequence[Sweep]) -> list[Sweep]:
+    """The sweeps, those of one name told apart by their folders, and then by number. Raises Refusal for a folder that
+    is given twice."""
+    places = [(each.path.resolve(), each.name) for each in sweeps]
+    if again := [each.path for each, place in zip(sweeps, places, strict=True) if places.count(place) > 1]:
+        raise Refusal(f"{str(again[0])!r} is given more than once: give each folder once")
+    names: list[str] = []
+    for each in sweeps:
+        alike = sum(other.name == each.name for other in sweeps) > 1
+        name = f"{each.name} ({each.path.resolve().name})" if alike else each.name
+        more = (f"{name} {number}" for number in itertools.count(2))
+        names.append(next(option for option in (name, *itertools.islice(more, len(names))) if option not in names))
+    return [replace(each, name=name) for each, name in zip(sweeps, names, strict=True)]
 
 
 def table(sweep: Sweep) -> list[dict[str, Any]]:
@@ -324,12 +351,14 @@ def _archived(value: Any, root: Path) -> list[dict[str, Any]]:
     return value["sweeps"]
 
 
-def _load_run(folder: Path, root: Path) -> Run:
+def _load_run(folder: Path, root: Path, plan: Path | None = None) -> Run:
+    """The run in a folder of the sweep `root`; of one that a sweep planned and that never began, by its `plan`."""
     arm = folder.relative_to(root).as_posix() if folder != root else folder.resolve().name
-    config, manifest = _json(folder / "config.json", {}), _json(folder / "manifest.json", {"members": []})
+    plan = plan or folder / "config.json"
+    config, manifest = _json(plan, {}), _json(folder / "manifest.json", {"members": []})
     status = _json(folder / "status.json", {"status": "not run", "why": "", "step": 0})
     for path, value, keys in [
-        (folder / "config.json", config, ("steps", "data", "model", "optimizer")),
+        (plan, config, ("steps", "data", "model", "optimizer")),
         (folder / "manifest.json", manifest, ("members",)),
         (folder / "status.json", status, ("status",)),
     ]:

@@ -77,6 +77,21 @@ def write_run(
     return folder
 
 
+def only(texts: list[str]) -> str:
+    (text,) = texts
+    return text
+
+
+def diverge(folder: Path, steps: dict[int, int]) -> None:
+    """Makes members of a run diverge at these steps: they have no rows after."""
+    status = json.loads((folder / "status.json").read_text())
+    lost = {"diverged": {str(member): step for member, step in steps.items()}, "why": "member ... not finite"}
+    (folder / "status.json").write_text(json.dumps(status | lost))
+    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    kept = [row for row in rows if row["step"] <= steps.get(row["member"], STEPS)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+
+
 @pytest.fixture
 def sweep(tmp_path: Path) -> Path:
     """Rotary twice as fast as learned, 1.2 times as sinusoidal, as fast as relative_bias."""

@@ -10,7 +10,7 @@ from scipy import stats
 from rope_lm.analysis import compare, fairness, judge_all, load, report
 from rope_lm.analysis.convergence import holm
 from rope_lm.refusal import Refusal
-from tests.analysis.conftest import BEGAN, write_claim, write_run
+from tests.analysis.conftest import BEGAN, only, write_claim, write_run
 
 SIX = (0, 1, 2, 3, 4, 5)
 
@@ -123,11 +123,6 @@ def test_a_claim_that_cannot_be_read_is_refused(pair):
 # --- what is unfair -------------------------------------------------------------------------------------------------
 
 
-def only(texts: list[str]) -> str:
-    (text,) = texts
-    return text
-
-
 def test_a_fair_study_has_no_warning(study):
     assert fairness.warnings([load(study)]) == []
 
@@ -143,8 +138,30 @@ def test_arms_with_different_seeds_are_marked(study):
 
 def test_a_tuning_seed_that_is_compared_is_marked(study, tmp_path):
     write_run(tmp_path / "grid" / "rotary", "rotary", 1, seeds=(5, 100), rates=(1e-3, 3e-3))
-    text = only(fairness.warnings([load(study), load(tmp_path / "grid")]))
+    marked = lambda grid: [each for each in fairness.warnings([load(study), load(grid)]) if "Seeds" in each]  # noqa: E731
+    text = only(marked(tmp_path / "grid"))
     assert text.startswith("Seeds 5 chose the learning rates in grid and are compared in study")
+    report.write([load(tmp_path / "grid")], tmp_path / "archive", "rotary", "x")
+    (tmp_path / "archive" / "runs.json").unlink()  # as the archives of before, which had a summary alone
+    assert only(marked(tmp_path / "archive")) == text.replace("in grid", "in archive")
+
+
+def test_arms_at_other_rates_than_the_grids_best_are_marked(tmp_path):
+    best = lambda step, seed, rate: 1 + 5 / (1 + (2 if rate == 1e-2 else 1) * step / 50)  # noqa: E731
+    for setting, arm in [("a", "rotary"), ("a", "learned"), ("a", "none"), ("b", "rotary")]:
+        write_run(tmp_path / "s" / setting / arm, arm, 1, rates=(3e-3 if arm == "learned" else 1e-2,))
+    for arm in ("rotary", "learned"):
+        write_run(tmp_path / "g" / "a" / arm, arm, 1, (100, 101), (3e-3, 1e-2, 3e-2), loss=best)
+    given = [load(tmp_path / "s"), load(tmp_path / "g")]
+    assert fairness.warnings(given) == [
+        "Arms of s are not at the rate that was best for them: a/learned 0.003, not 0.01.",
+        "Arms of s are on no grid here, for any rate: a/none, b/rotary.",
+    ]
+    assert fairness.warnings(given[:1]) == []
+    shutil.rmtree(tmp_path / "g" / "a" / "rotary")
+    write_run(tmp_path / "g" / "a" / "alibi", "alibi", 1, (100, 101), (3e-3, 1e-2), changes={"data": {"batch": 3}})
+    found = fairness.warnings([load(tmp_path / "s"), load(tmp_path / "g")])
+    assert any("The rates of s were tuned for another data.batch (s: 16; g: 3)" in each for each in found), found
 
 
 @pytest.mark.parametrize(

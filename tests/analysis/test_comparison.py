@@ -1,17 +1,18 @@
 """Arms of one setting against each other: what is compared, to which target, and how often it errs."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from rope_lm.analysis import compare, fairness, load, sensitivity, table, tune
+from rope_lm.analysis import compare, fairness, judge_all, load, sensitivity, table, tune
 from rope_lm.analysis.comparison import contrast
-from rope_lm.analysis.convergence import MARGIN
+from rope_lm.analysis.convergence import MARGIN, detectable
 from rope_lm.analysis.runs import Run
 from rope_lm.refusal import Refusal
-from tests.analysis.conftest import STEPS, write_run
+from tests.analysis.conftest import STEPS, diverge, only, write_claim, write_run
 
 SIX = (0, 1, 2, 3, 4, 5)
 
@@ -140,16 +141,81 @@ def ends_at_nan(seed: int, rate: float):
     return lambda step, s, r: np.nan if step == STEPS and (s, r) == (seed, rate) else 1 + 5 / (1 + r * step) + s / 1000
 
 
-def test_a_member_that_ends_at_no_finite_loss_is_left_out_and_named(tmp_path):
+def test_a_member_that_ends_at_no_finite_loss_is_censored_left_out_of_losses_and_named(tmp_path):
     write_run(tmp_path / "s" / "rotary", "rotary", 2, SIX)
     write_run(tmp_path / "s" / "learned", "learned", 1, SIX, loss=ends_at_nan(2, 3e-3))
     sweep = load(tmp_path / "s")
     arm = compare(sweep, "rotary")["learned"]
-    assert [curve.seed for curve in arm.run.curves] == [0, 1, 3, 4, 5] and arm.speedup.n == 5
-    assert math.isfinite(arm.contrast.final.mean) and math.isfinite(arm.target)
-    assert fairness.warnings([sweep]) == [
-        "Members of learned end at a loss that is not finite and are left out: member 2."
-    ]
+    assert [curve.seed for curve in arm.run.curves] == [0, 1, 3, 4, 5]
+    assert arm.speedup.n == 6 and arm.speedup.bound == arm.contrast.common.steps.bound == "lower"
+    assert len(arm.contrast.final.values) == 5 and math.isfinite(arm.target) and math.isfinite(arm.area)
+    assert only(fairness.warnings([sweep])).startswith(
+        "Members of learned end at a loss that is not finite (member 2): they count as never reaching"
+    )
+
+
+@pytest.mark.parametrize("lost", ["rotary", "learned"])
+def test_seeds_that_diverge_are_censored_not_dropped(tmp_path, lost):
+    """Without three of its six seeds rotary would be 1.3 times as fast, supported."""
+    for arm, speed in (("learned", 1), ("rotary", 1.3)):
+        folder = write_run(tmp_path / "s" / arm, arm, speed, SIX)
+        if arm == lost:
+            diverge(folder, {1: 100, 3: 300, 5: 400})
+    write_claim(tmp_path / "s")
+    write_claim(tmp_path / "s", outcome="final", threshold=0.0)
+    sweep = load(tmp_path / "s")
+    found = compare(sweep, "rotary")["learned"].contrast
+    steps, final = judge_all([sweep])
+    assert found.steps.n == steps.n == 6 and final.n == 3 and found.steps.verdict == steps.verdict
+    if lost == "rotary":
+        assert (found.steps.verdict, found.steps.bound, final.bound) == ("inconclusive", "upper", "upper")
+        assert found.median.steps.bound == "unknown" and found.steps.low < 1 and final.verdict == "inconclusive"
+    else:
+        assert (found.steps.verdict, found.steps.bound, final.bound) == ("supported", "lower", "lower")
+        assert final.verdict == "supported"
+    assert found.profile[0].bound == "", "what a seed comes to before it diverges counts"
+    assert not any(math.isnan(arm.run.tokens_per_second) for arm in compare(sweep, "rotary"))
+
+
+def test_seconds_of_ensembles_of_unequal_size_are_not_held_against_each_other(tmp_path):
+    write_run(tmp_path / "s" / "learned", "learned", 1, (0, 1, 2))
+    write_run(tmp_path / "s" / "rotary", "rotary", 2, SIX)
+    write_claim(tmp_path / "s", outcome="seconds")
+    sweep = load(tmp_path / "s")
+    found = compare(sweep, "rotary")["learned"].contrast
+    assert found.steps.verdict == "supported" and found.costs.seconds.bound == "unknown"
+    assert [each.verdict for each in judge_all([sweep])] == ["inconclusive"]
+
+
+def test_an_evaluation_that_is_not_finite_is_passed_over(tmp_path):
+    once = lambda step, seed, rate: np.nan if step == 500 and seed == 1 else 1 + 5 / (1 + step / 50)  # noqa: E731
+    write_run(tmp_path / "s" / "rotary", "rotary", 1, loss=once)
+    arm = compare(load(tmp_path / "s"), "rotary")["rotary"]
+    plain, passed = (arm.run.curves[i].area for i in (0, 1))
+    assert len(arm.run.curves) == 3 and passed == pytest.approx(plain, rel=1e-2)
+
+
+def test_the_smallest_effect_is_by_the_spread_that_nothing_cuts_off(tmp_path):
+    for arm, speed in (("learned", 1), ("rotary", 1.3)):
+        write_run(tmp_path / "s" / arm, arm, speed, SIX, loss=by_seed(speed))
+    found = compare(load(tmp_path / "s"), "rotary")["learned"].contrast
+    assert np.std(found.median.steps.logs) < 0.9 * np.std(found.common.steps.logs)
+    assert math.log(found.detectable) == pytest.approx(detectable(np.std(found.common.steps.logs, ddof=1), 6))
+
+
+def by_seed(speed: float) -> Callable:
+    """Losses whose seeds differ in speed: by up to half where the arm is slow, else not at all."""
+    spread = 0.1 if speed == 1 else 0.0
+    return lambda step, seed, rate: 1 + 5 / (1 + speed * (1 + spread * seed) * step / 50)
+
+
+def test_a_grid_whose_every_rate_is_lost_has_no_best(tmp_path):
+    nothing = lambda step, seed, rate: np.nan if step == STEPS else 2.0  # noqa: E731
+    write_run(tmp_path / "g" / "rotary", "rotary", 1, (100,), (1e-3, 1e-2), loss=nothing)
+    write_run(tmp_path / "g" / "none", "none", 1, (100,), (1e-3, 1e-2))
+    lost = {each.arm: each for each in tune(load(tmp_path / "g"))}["rotary"]
+    assert math.isnan(lost.best) and not lost.at_edge
+    assert [each.tuned for each in sensitivity(load(tmp_path / "g"), "rotary")] == [None]
 
 
 def test_a_rate_at_which_a_member_ends_at_no_finite_loss_is_not_chosen(tmp_path):

@@ -134,6 +134,39 @@ def test_what_did_not_finish_is_listed_and_not_compared(sweep, tmp_path):
     assert "failed" in (tmp_path / "out" / "index.html").read_text()
 
 
+def test_an_arm_that_was_planned_and_never_began_is_listed(sweep, tmp_path):
+    (sweep / "plan").mkdir()
+    for arm in ("rotary", "alibi", "fire"):
+        shutil.copy(sweep / "rotary" / "config.json", sweep / "plan" / f"{arm}.json")
+    (sweep / "fire").mkdir()
+    failed = {"status": "failed", "why": "MemoryError: 9 GB", "step": 0, "diverged": {}}
+    (sweep / "fire" / "status.json").write_text(json.dumps(failed))
+    made = report.write([load(sweep)], tmp_path / "out", "rotary", "x")
+    listed = {run["arm"]: (run["status"], run["why"]) for run in made["runs"]}
+    assert len(made["runs"]) == 7 and listed["alibi"] == ("not run", "")
+    assert listed["fire"] == ("failed", "MemoryError: 9 GB")
+    assert made["warnings"] == ["Not every run of sweep finished: alibi (not run), fire (failed)."]
+    assert report.write(load_all(tmp_path / "out"), tmp_path / "again", "rotary", "x")["warnings"] == made["warnings"]
+
+
+def test_sweeps_of_one_name_are_told_apart(tmp_path):
+    """Two archives that were both made of a folder `quick`."""
+    for place, speed in (("a", 2.0), ("b", 3.0)):
+        for arm, times in (("rotary", speed), ("learned", 1.0)):
+            write_run(tmp_path / place / "quick" / arm, arm, times)
+    given = [load(tmp_path / place / "quick") for place in ("a", "b")]
+    made = report.write(given, tmp_path / "out", "rotary", "x")
+    assert {arm["sweep"] for arm in made["arms"]} == {"quick (quick)", "quick (quick) 2"}
+    names = {path.stem for path in (tmp_path / "out" / "figures").glob("*-loss.svg")}
+    assert names == {"quick--quick--loss", "quick--quick--2-loss"}
+    changed = json.loads(json.dumps(made))
+    for arm in changed["arms"][:2]:
+        arm["first_nats"] = {seed: nats + 1 for seed, nats in arm["first_nats"].items()}
+    assert len(differing(changed, made)) == 6, "of either sweep"
+    with pytest.raises(Refusal, match="is given more than once"):
+        report.write([given[0], given[0]], tmp_path / "out", "rotary", "x")
+
+
 def test_a_report_of_nothing_finished_says_so(tmp_path):
     write_run(tmp_path / "s" / "rotary", "rotary", 1, status="running")
     made = report.write([load(tmp_path / "s")], tmp_path / "out", "rotary", "x")
@@ -152,6 +185,8 @@ def test_a_report_of_nothing_finished_says_so(tmp_path):
             "differ in fingerprint.text",
         ),
         ({"versions": {"jax": "2", "flax": "1", "optax": "1"}}, "differ in versions.jax"),
+        ({"deterministic": {"xla_gpu_exclude": True}}, "differ in deterministic.xla_gpu_exclude"),
+        ({"execution": None}, "differ in execution.pieces"),
     ],
 )
 def test_arms_that_differ_in_more_than_the_encoding_are_marked(sweep, tmp_path, change, words):
@@ -248,8 +283,10 @@ def test_each_claim_stands_beside_what_was_published(written):
     ]
     table = (out / "index.html").read_text().split("The claims")[1].split("</table>")[0]
     assert table.count("30% faster") == 3 and table.count("added after its runs began") == 1
-    for name in ("claims.csv", "claims.tex"):
+    for name, bound in (("claims.csv", "≥ "), ("claims.tex", r"$\geq$ ")):
         assert (out / name).read_text().count("30") >= 3, name
+        assert bound + f"{made['claims'][0]['mean']:.2f} [" in (out / name).read_text(), "half of its seeds are bounds"
+    assert [each["bound"] for each in made["claims"]][:2] == ["lower", ""] and "≥ " in table
 
 
 def test_masked_and_causal_losses_never_share_an_axis(written):
