@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from rope_lm.analysis.report import BOUNDS
+
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(path for folder in ("rope_lm", "configs", "scripts") for path in (ROOT / folder).rglob("*.py"))
 
@@ -168,7 +170,7 @@ def test_the_readme_shows_the_archived_numbers():
         if over:
             assert f"{over['mean']:.2f} [{over['low']:.2f}, {over['high']:.2f}]" in row and over["verdict"] in row, row
     for claim in summary["claims"]:
-        measured = f"{claim['mean']:.2f} [{claim['low']:.2f}, {claim['high']:.2f}]"
+        measured = f"| {BOUNDS[claim['bound']]}{claim['mean']:.2f} [{claim['low']:.2f}, {claim['high']:.2f}]"
         row = next(
             line for line in found.splitlines() if claim["sentence"] in line and claim["claim"]["setting"] in line
         )

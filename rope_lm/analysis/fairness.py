@@ -124,8 +124,10 @@ def _tuned_otherwise(sweeps: Sequence[Sweep]) -> list[str]:
                     other.append(f"{name} {run.rates[0]:g}, not {rate:g}")
         if other:
             found.append(f"Arms of {sweep.name} are not at the rate that was best for them: {'; '.join(other)}.")
-        if unknown:
-            found.append(f"Arms of {sweep.name} are on no grid here, for any rate: {', '.join(unknown)}.")
+        if unknown and len(unknown) == len(sweep.runs):
+            found.append(f"No arm of {sweep.name} is on a grid here.")
+        elif unknown:
+            found.append(f"Arms of {sweep.name} are on no grid here: {', '.join(unknown)}.")
         for grid in (grid for grid in grids if grid.runs and sweep.runs):
             values = {each.name: _flat(each.runs[0].config) for each in (sweep, grid)}
             differ = [key for key in TUNED_FOR if len({str(value.get(key)) for value in values.values()}) > 1]

@@ -155,7 +155,7 @@ def test_arms_at_other_rates_than_the_grids_best_are_marked(tmp_path):
     given = [load(tmp_path / "s"), load(tmp_path / "g")]
     assert fairness.warnings(given) == [
         "Arms of s are not at the rate that was best for them: a/learned 0.003, not 0.01.",
-        "Arms of s are on no grid here, for any rate: a/none, b/rotary.",
+        "Arms of s are on no grid here: a/none, b/rotary.",
     ]
     assert fairness.warnings(given[:1]) == []
     shutil.rmtree(tmp_path / "g" / "a" / "rotary")
