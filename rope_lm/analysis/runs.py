@@ -218,14 +218,12 @@ def load_all(path: str | Path) -> list[Sweep]:
     root = Path(path)
     folders = sorted({config.parent for config in root.rglob("config.json")})
     if folders:
-        about = _json(root / "sweep.json", {})
-        claims = about.get("claims", {}) if isinstance(about, dict) else {}
         runs = [_load_run(folder, root) for folder in folders]
         planned = {path: path.relative_to(root / "plan").with_suffix("") for path in (root / "plan").rglob("*.json")}
         runs += [
             _load_run(root / arm, root, path) for path, arm in sorted(planned.items()) if root / arm not in folders
         ]
-        return [Sweep(root.resolve().name, root, runs, _claims(root, claims), {})]
+        return [Sweep(root.resolve().name, root, runs, _stated(root.resolve()), {})]
     if archived := _json(root / "runs.json", None):
         return [_unpack(each, root) for each in _archived(archived, root)]
     summary = _json(root / "summary.json", {})
@@ -281,6 +279,18 @@ def table(sweep: Sweep) -> list[dict[str, Any]]:
 
 
 KEYS = {"treatment", "baseline", "setting", "outcome", "relation", "threshold", "source", "published", "since"}
+
+
+def _stated(root: Path) -> dict[str, dict[str, Any]]:
+    """The claims of a sweep; in the folder of one of its settings, those that are made of it."""
+
+    def of(folder: Path) -> dict[str, dict[str, Any]]:
+        about = _json(folder / "sweep.json", {})
+        return _claims(folder, about.get("claims", {}) if isinstance(about, dict) else {})
+
+    if (root / "sweep.json").exists():
+        return of(root)
+    return {name: claim | {"setting": ""} for name, claim in of(root.parent).items() if claim["setting"] == root.name}
 
 
 def _claims(root: Path, claims: Any) -> dict[str, dict[str, Any]]:

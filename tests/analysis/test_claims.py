@@ -214,3 +214,12 @@ def test_mixed_tokenizers_are_marked(tmp_path):
     write_run(tmp_path / "s" / "learned", "learned", 2)
     text = only(fairness.warnings([load(tmp_path / "s")]))
     assert "differ in fingerprint.tokenizer" in text and "compared in bits per byte" in text
+
+
+def test_the_folder_of_a_setting_has_its_claims(study):
+    for setting in ("causal-softmax", "masked-softmax"):
+        write_claim(study, setting=setting)
+    whole = judge_all([load(study)])
+    for setting, made in zip(("causal-softmax", "masked-softmax"), whole, strict=True):
+        alone = only(judge_all([load(study / setting)]))
+        assert (alone.mean, alone.verdict, alone.n) == (made.mean, made.verdict, made.n) and alone.n == 6
