@@ -67,8 +67,11 @@ def get_config(text: str = "") -> ConfigDict:
             "position": position(chosen["position"], config.data),
             "tied": False,
             "embedding_scale": 1.0,  # standard deviation of the token embeddings at the start, in every arm
-            "dtype": scale["model"]["dtype"],  # of the activations; parameters, logits and softmax are float32
-            "remat": "products",  # what the backward pass finds: none (everything), products, full (layer inputs only)
+            # Of activations, and of the product that makes logits; parameters, sums and softmax are float32.
+            "dtype": scale["model"]["dtype"],
+            # What the backward pass finds: none (everything), products, full (layer inputs only). Where layers are
+            # written out (rope_lm/execution.py) it finds everything, but for full.
+            "remat": "products",
             "attention": named("attention", chosen["attention"], ATTENTIONS),
             "block": dict(pick("block", chosen["block"], BLOCKS)),
         }

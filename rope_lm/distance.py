@@ -35,14 +35,14 @@ def weights(model: Transformer, tokens: Int[Array, "B T"]) -> Float[Array, "L B 
 
 
 def measure(workdir: Path, rows: int) -> dict[str, Any]:
-    """Attention of every member of a run over `rows` rows of validation text, averaged over the second half of queries,
-    all of which see at least half of the trained length.
+    """Attention of every member of a run that did not diverge, over `rows` rows of validation text, averaged over the
+    second half of queries, all of which see at least half of the trained length.
 
     `edges` [E + 1] of bins of distance in tokens (the last excluded; negative is ahead of the query); by member, layer
     and head `mass` [M L N E], what falls into each, and `mean` [M L N], the mean absolute distance in tokens. Raises
     Refusal where there is no run, or its text is another.
     """
-    run = trained.load(workdir)
+    run = trained.load(workdir).whole()
     text = trained.text(workdir, rows)
     length = text.shape[1] - 1
     away = np.arange(length)[length // 2 :, None] - np.arange(length)

@@ -37,7 +37,8 @@ def check(workdir: Path) -> dict[str, Any]:
 
 
 def measure(workdir: Path, rows: np.ndarray, multiple: int, scaling: str) -> dict[str, Any]:
-    """Nats per token of every member of a run at `multiple` times its length, over `rows` of `text`.
+    """Nats per token of every member of a run that did not diverge, at `multiple` times its length, over `rows` of
+    `text`.
 
     `apart`: the rows cut into pieces that do not overlap, and the loss by position in them; `sliding`: windows that
     overlap, each token of the row with at least `multiple - 1/2` lengths before it where there are so many. Raises
@@ -46,7 +47,7 @@ def measure(workdir: Path, rows: np.ndarray, multiple: int, scaling: str) -> dic
     config = check(workdir)
     short = config["data"]["length"]
     length = short * multiple
-    run = trained.load(workdir, position(config["model"]["position"], scaling, multiple, short), length)
+    run = trained.load(workdir, position(config["model"]["position"], scaling, multiple, short), length).whole()
     pieces = _cut(rows, range(0, rows.shape[1] - 1, length), length)
     starts = _starts(rows.shape[1] - 1, length, max(1, short // 2))
     windows = _cut(rows, starts, length)

@@ -167,8 +167,9 @@ class Journal:
         said = self.status or {"step": 0}
         return said.get("saved", said["step"])  # earlier versions did not say it
 
-    def begin(self, step: int) -> None:
-        """Says that the run begins, or goes on, from `step`: a segment in the manifest, and status "running"."""
+    def begin(self, step: int, diverged: Mapping[str, int]) -> None:
+        """Says that the run begins, or goes on, from `step`, at which these members had `diverged`: a segment in the
+        manifest, and status "running"."""
         before = read_json(self.workdir / "manifest.json") or {}
         segment = {"step": step, "time": _now(), "pid": os.getpid(), "argv": self.manifest.get("argv", [])}
         segment |= {key: self.manifest.get(key) for key in FACTS}
@@ -187,11 +188,12 @@ class Journal:
         # The config last: a kill between the two must not lose what `changed` says.
         write_json(self.workdir / "manifest.json", self.manifest)
         write_json(self.workdir / "config.json", self.config)
-        self._status("running", "", step, {}, step)
+        self._status("running", "", step, diverged, step)
         path = self.workdir / "metrics.jsonl"
         _cut_torn_line(path)
+        # Of the rows that count, the last that was written: an attempt that was given up may have taken longer.
         rows = [row for row in read_rows(path) if row["step"] <= step]
-        self.seconds = max((row["seconds"] or 0 for row in rows), default=0.0)
+        self.seconds = next((row["seconds"] or 0.0 for row in reversed(rows)), 0.0)
         folders = [self.workdir / "tensorboard" / f"member_{each['member']}" for each in self.manifest["members"]]
         self.boards = [Board(folder, len(segments), step + 1) for folder in folders]
 

@@ -26,21 +26,21 @@ def check(workdir: Path) -> None:
 
 
 def measure(workdir: Path, rows: int, multiple: int) -> dict[str, Any]:
-    """The accuracy of every member of a run on so many rows of its probe, of `multiple` times its length, that it was
-    neither trained nor validated on.
+    """The accuracy of every member of a run that did not diverge on so many rows of its probe, of `multiple` times its
+    length, that it was neither trained nor validated on.
 
     `distances` are ranges in tokens, each from a power of two to the next; `answers` counts those in each range, and
     `accuracy` is the share, by member, for which the likeliest token is the right one. Raises Refusal for a run that
     was not trained on a probe, or not to predict the next token, and where its encoding cannot encode such rows.
     """
     check(workdir)
-    run = trained.load(workdir)
+    run = trained.load(workdir).whole()
     name = run.config["data"]["name"].partition(":")[2]
     probe = Probe(name, run.config["data"]["length"] * multiple, "test")
     if not 1 <= rows <= len(probe):
         raise Refusal(f"--rows={rows}: must be from 1 to {len(probe):,}")
     if multiple > 1:
-        run = trained.load(workdir, length=probe.length)
+        run = trained.load(workdir, length=probe.length).whole()
     text = probe[np.arange(rows)]
     mask, distance = (np.stack(each) for each in zip(*map(probe.answers, range(rows)), strict=True))
     ranges = np.log2(distance[mask]).astype(int)

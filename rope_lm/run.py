@@ -237,7 +237,7 @@ def train(
             )
         if status and (status["status"] == "diverged" or _is_done(status, planned.steps)):
             return status
-        step = 0
+        step, lost = 0, {}
         try:
             planned.data.coder.save(record.workdir)
             folder = record.workdir / "checkpoints"
@@ -250,10 +250,10 @@ def train(
                         raise
                     raise MemoryError(f"a device is out of memory: {_what_to_lower(planned)}") from error
                 finally:
-                    step = loop.done
+                    step, lost = loop.done, _steps(loop.diverged)
         except BaseException as error:
             if record.begun or record.status is None:  # what an earlier process said stays, if nothing was begun
-                record.finish("failed", f"{type(error).__name__}: {error}", step, {})
+                record.finish("failed", f"{type(error).__name__}: {error}", step, lost)
             raise
         return record.finish(*outcome)
 
@@ -286,8 +286,13 @@ class Loop:
         self.done, self.state = 0, None
         self.consumed = [""] * len(plan.members)  # data.batches.chain of all batches up to `done`
         self.pending: tuple[int, training.Metrics] | None = None  # a step to be logged that may not be computed yet
-        self.lost = np.zeros(len(plan.members), bool)  # members that are not finite any more
+        self.diverged = np.full(len(plan.members), -1)  # the step at which each member was lost, -1 where it is not
         self.kept = 0.0  # seconds that the host spent on logging and saving
+
+    @property
+    def lost(self) -> np.ndarray:
+        """bool [M]: the members that are not finite any more."""
+        return self.diverged >= 0
 
     def run(self) -> tuple[str, str, int, dict[str, int]]:
         """To the last step or a signal; returns the status, why, the step, and where each lost member diverged."""
@@ -296,8 +301,8 @@ class Loop:
             self.done, self.state, self.consumed = saved
         else:
             self.state = initial(plan)
-        self.lost = np.asarray(self.state.diverged) >= 0
-        self.record.begin(self.done)
+        self.diverged = np.asarray(self.state.diverged)
+        self.record.begin(self.done, _steps(self.diverged))
         self.clock = Clock(self.record.seconds)
         self.logged = self.done, self.record.seconds
         began = time.monotonic()
@@ -384,7 +389,7 @@ class Loop:
             }
             for i in np.flatnonzero(~self.lost).tolist()
         ]
-        self.lost = np.asarray(metrics.diverged) >= 0
+        self.diverged = np.asarray(metrics.diverged)
         self._write(rows, train=_mean(rows), rate=speed)
 
     def _validate(self) -> None:
@@ -407,7 +412,7 @@ class Loop:
         self._write(rows, validation=_mean(rows))
 
     def _outcome(self) -> tuple[str, str, int, dict[str, int]]:
-        diverged = {str(i): int(at) for i, at in enumerate(np.asarray(self.state.diverged)) if at >= 0}
+        diverged = _steps(np.asarray(self.state.diverged))
         lost = ", ".join(f"member {i} at step {at}" for i, at in diverged.items())
         if len(diverged) == len(self.plan.members):
             return "diverged", f"no member is finite any more: {lost}", self.done, diverged
@@ -415,6 +420,11 @@ class Loop:
             why = f"{signal.Signals(self.stop[0]).name}: run the same command again to go on"
             return "stopped", why, self.done, diverged
         return "finished", f"diverged: {lost}" if lost else "", self.done, diverged
+
+
+def _steps(diverged: np.ndarray) -> dict[str, int]:
+    """By the number of each lost member, the step at which it diverged."""
+    return {str(i): int(at) for i, at in enumerate(diverged) if at >= 0}
 
 
 def initial(plan: Plan) -> training.State:

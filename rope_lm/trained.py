@@ -1,7 +1,7 @@
 """A run that was trained, opened to be used: its model with the parameters of its newest whole checkpoint."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,18 @@ class Trained:
     step: int
     seeds: tuple[int, ...]
     models: tuple[Transformer, ...]
+    diverged: tuple[bool, ...]
     objective: Objective
     coder: Tokenizer
+
+    def whole(self) -> "Trained":
+        """Of the members that did not diverge alone: what the others make of a text says nothing. Raises Refusal where
+        all did."""
+        kept = [i for i, diverged in enumerate(self.diverged) if not diverged]
+        if not kept:
+            raise Refusal("every member of the run diverged: there is no model to measure; train it at a lower rate")
+        some = {name: tuple(getattr(self, name)[i] for i in kept) for name in ("seeds", "models", "diverged")}
+        return replace(self, **some)
 
 
 def read(workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -105,6 +115,7 @@ def load(workdir: Path, position: Mapping[str, Any] | None = None, length: int |
         step=saved.step,
         seeds=tuple(member["seed"] for member in manifest["members"]),
         models=tuple(program.model(saved.tree, i) for i in range(len(manifest["members"]))),
+        diverged=tuple(bool(at >= 0) for at in np.asarray(saved.tree.diverged)),
         objective=program.objective,
         coder=tokenizer.load(config["data"]["tokenizer"], workdir, manifest["data"]["fingerprint"]["tokenizer"]),
     )

@@ -303,6 +303,6 @@ def flops_per_token(
     """
     style, shape = Style(**block), positional.Shape(width, heads, width // heads, layers, causal)
     weights = layers * style.weights(width, hidden) + style.transform * width * width + width * vocabulary
-    attending = attentions.make(attention).flops(width, heads, length, causal)
-    encoding = positional.abstract(position, shape).flops(shape, length)
-    return 3 * 2 * (weights + layers * (attending + encoding))
+    encoding = positional.abstract(position, shape)
+    attending = attentions.make(attention).flops(width, heads, length, causal, encoding.turns_features())
+    return 3 * 2 * (weights + layers * (attending + encoding.flops(shape, length)))

@@ -29,6 +29,11 @@ def main() -> int:
     parser.add_argument("--member", type=int, default=0, help="which of the run's members (0)")
     parser.add_argument("--out", type=Path, required=True, help="the folder to write, which must hold no model yet")
     arguments = parser.parse_args()
+    if arguments.out.resolve().is_relative_to(arguments.workdir.resolve()):
+        raise Refusal(
+            f"--out={str(arguments.out)!r} lies in the run's own folder, where it would be read as a run: "
+            "choose another place"
+        )
     from rope_lm import interop, trained
 
     run = trained.load(arguments.workdir)

@@ -37,7 +37,7 @@ def main() -> int:
         run.models[arguments.member], prompt, arguments.tokens, arguments.temperature, arguments.top_p, arguments.seed
     )
     decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a token may be a part of a letter
-    print(arguments.prompt, end="", flush=True)
+    print(os.fsencode(arguments.prompt).decode("utf-8", "replace"), end="", flush=True)
     for token in drawn:
         if token == run.coder.separator:
             break

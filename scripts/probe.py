@@ -27,12 +27,14 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=256, help="rows to answer (256)")
     arguments = parser.parse_args()
     multiples = entry.multiples(arguments.multiples)
+    if arguments.rows < 1:
+        raise Refusal(f"--rows={arguments.rows}: must be at least 1")
     from rope_lm import journal, probing, trained
 
     console = Console()
     for workdir in entry.workdirs(arguments.runs):
         probing.check(workdir)
-        trained.load(workdir)  # what is wrong with the run itself is no finding
+        trained.load(workdir).whole()  # what is wrong with the run itself is no finding
         found, refused = [], []
         for multiple in multiples:
             try:

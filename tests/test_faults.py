@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rope_lm import data, journal
+from rope_lm import data, distance, journal
 from rope_lm.analysis import load
 from rope_lm.checkpoint import damage
 from rope_lm.refusal import Refusal
@@ -338,8 +338,15 @@ def test_09_a_member_that_diverges_is_frozen_and_the_others_go_on(runs, tmp_path
     report = [sys.executable, "-m", "scripts.report", tmp_path / "one", f"--out={tmp_path / 'report'}"]
     subprocess.run(report, cwd=ROOT, check=True, capture_output=True)
     assert "member 1 at step" in (tmp_path / "report" / "index.html").read_text()
+    runs.run(tmp_path / "one", "step:75:SIGKILL", status=-9, **wild | {"steps": 90})
+    assert read(tmp_path / "one", "status")["diverged"] == status["diverged"], "also of a run that goes on"
+    assert not [each.text for each in verify(tmp_path / "one") if "lacks the" in each.text]
+    found = distance.measure(tmp_path / "one", 2)
+    assert found["seeds"] == [0] and len(found["mass"]) == 1, "a lost member is not measured"
     runs.run(tmp_path / "all", status=4, **wild | {"optimizer__rate": "1e30,2e30"})
     assert read(tmp_path / "all", "status")["status"] == "diverged"
+    with pytest.raises(Refusal, match="every member of the run diverged"):
+        distance.measure(tmp_path / "all", 2)
     assert all(np.isfinite(leaf).all() for leaf in state(tmp_path / "all")[1]), "the last finite state is kept"
 
 

@@ -31,7 +31,7 @@ def row(step: int, member: int = 0, nats: float = 1.5, split: str = "train") -> 
 
 def ran(workdir: Path) -> None:
     with Journal.open(workdir, CONFIG, MANIFEST) as record:
-        record.begin(0)
+        record.begin(0, {})
         record.write([row(1), row(2), row(2, 1, float("nan"))])
         record.update(compile_seconds=1.5)
         record.finish("stopped", "SIGTERM", 2, {})
@@ -64,7 +64,7 @@ def test_the_curves_of_a_segment_come_after_those_before_it_though_the_clock_was
     real = journal.time.time
     monkeypatch.setattr(journal.time, "time", lambda: real() - 86_400)
     with Journal.open(tmp_path, CONFIG, MANIFEST) as record:
-        record.begin(1)
+        record.begin(1, {})
         record.write([row(2, nats=0.5)])
     events = EventAccumulator(str(tmp_path / "tensorboard" / "member_0")).Reload()
     assert [(each.step, each.value) for each in events.Scalars("train/nats")] == [(1, 1.5), (2, 0.5)]
@@ -83,7 +83,7 @@ def test_going_on_appends_a_segment_and_goes_on_counting_seconds(tmp_path, capfd
     changed = MANIFEST | {"versions": {**MANIFEST["versions"], "jax": "0.0.1"}}
     with Journal.open(tmp_path, {**CONFIG, "steps": 20}, changed) as record:
         assert record.status["status"] == "stopped"
-        record.begin(1)
+        record.begin(1, {})
         assert record.seconds == pytest.approx(0.1), "the row of step 2 is to be done again"
         record.write([row(2)])
     assert "goes on with another versions" in capfd.readouterr().err
@@ -91,6 +91,21 @@ def test_going_on_appends_a_segment_and_goes_on_counting_seconds(tmp_path, capfd
     assert [each["step"] for each in manifest["segments"]] == [0, 1] and manifest["compile_seconds"] == 1.5
     events = EventAccumulator(str(tmp_path / "tensorboard" / "member_0")).Reload()
     assert [each.step for each in events.Scalars("train/nats")] == [1, 2], "step 2 is there once"
+
+
+def test_seconds_are_those_of_the_attempt_that_counts(tmp_path):
+    """A slow attempt came to step 4 and was given up at 2; a fast one from there came to 6."""
+    with Journal.open(tmp_path, CONFIG, MANIFEST) as record:
+        record.begin(0, {})
+        record.write([row(2) | {"seconds": 2.0}, row(4) | {"seconds": 9.0}])
+    with Journal.open(tmp_path, CONFIG, MANIFEST) as record:
+        record.begin(2, {})
+        assert record.seconds == 2.0
+        record.write([row(4) | {"seconds": 3.0}, row(6) | {"seconds": 4.0}])
+    for step, seconds in ((6, 4.0), (5, 3.0), (1, 0.0)):
+        with Journal.open(tmp_path, CONFIG, MANIFEST) as record:
+            record.begin(step, {})
+            assert record.seconds == seconds
 
 
 @pytest.mark.parametrize(
@@ -174,7 +189,7 @@ def test_a_torn_last_line_is_no_row(tmp_path):
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 3, "member": 0, "spl')
     with Journal.open(tmp_path, CONFIG, MANIFEST) as record:
-        record.begin(2)
+        record.begin(2, {})
         record.write([row(3)])
     assert [each["step"] for each in journal.read_rows(tmp_path / "metrics.jsonl")] == [1, 2, 2, 3]
 

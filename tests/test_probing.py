@@ -92,7 +92,7 @@ def test_the_command_writes_what_it_prints(runs):
         (["R/text", "--multiples=2"], "was trained on text:"),
         (["R/masked"], "was trained with objective=masked: a probe asks for the next token"),
         (["R/nothing"], "holds no run"),
-        (["R/rotary", "--rows=0"], "--rows=0: must be from 1 to 16,384"),
+        (["R/rotary", "--rows=99999"], "--rows=99999: must be from 1 to 16,384"),
         (["R/rotary", "--multiples=1,a"], "--multiples=1,a: must be whole numbers"),
     ],
 )

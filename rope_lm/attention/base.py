@@ -41,8 +41,9 @@ class Attention:
         """What is random in it, of every layer; None where nothing is."""
         return None
 
-    def flops(self, width: int, heads: int, length: int, causal: bool) -> float:
-        """Multiplications that one token costs in one layer, forward, over the keys that it may see alone."""
+    def flops(self, width: int, heads: int, length: int, causal: bool, turned: bool) -> float:
+        """Multiplications that one token costs in one layer, forward, over the keys that it may see alone; `turned`:
+        where features are turned in the numerator."""
         raise NotImplementedError
 
     def floats(self, heads: int, length: int, causal: bool) -> float:

@@ -111,8 +111,9 @@ class Performer(Attention):
     def draw(self, key: jax.Array, layers: int, head_size: int) -> Float[Array, "L F H"]:
         return jax.vmap(lambda each: projection(each, self.features, head_size))(jax.random.split(key, layers))
 
-    def flops(self, width: int, heads: int, length: int, causal: bool) -> float:
-        within = (self.features * heads + width) * (self.block + 1) / 2 if causal else 0
+    def flops(self, width: int, heads: int, length: int, causal: bool, turned: bool) -> float:
+        # Turned, the numerator's products are not the denominator's.
+        within = ((1 + turned) * self.features * heads + width) * (self.block + 1) / 2 if causal else 0
         return 4 * width * self.features + within
 
     def floats(self, heads: int, length: int, causal: bool) -> float:

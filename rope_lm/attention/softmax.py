@@ -233,7 +233,7 @@ class Softmax(Attention):
                 "choose attention=performer, or another encoding"
             )
 
-    def flops(self, width: int, heads: int, length: int, causal: bool) -> float:
+    def flops(self, width: int, heads: int, length: int, causal: bool, turned: bool) -> float:
         return 2 * width * ((length + 1) / 2 if causal else length)
 
     def parts(self, q_positions: Positions, k_positions: Positions, causal: bool) -> Parts:

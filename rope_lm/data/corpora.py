@@ -9,7 +9,7 @@ import sysconfig
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from glob import glob
 from pathlib import Path
 from types import SimpleNamespace
@@ -281,7 +281,8 @@ def _tfds(name: str, split: str, field: str) -> Corpus:
     builder = _builder(tfds, name)
     _check_downloads(builder)
     try:
-        with _file_access(builder):
+        # Said where nothing but results is read from standard output.
+        with redirect_stdout(sys.stderr), _file_access(builder):
             builder.download_and_prepare(file_format="array_record")
         field = field or _text_field(name, builder.info.features)
         if field not in builder.info.features:

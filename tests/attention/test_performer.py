@@ -1,5 +1,6 @@
 """The Performer: random features against softmax, prefix sums against the matrix, RoFormer's Eq. 19 written out."""
 
+import math
 from functools import partial
 
 import jax
@@ -90,6 +91,29 @@ def test_the_prefix_form_equals_the_masked_matrix_in_values_and_gradients(length
     np.testing.assert_allclose(both[0][0], both[1][0], atol=1e-5)
     for a, b in zip(both[0][1](g), both[1][1](g), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_flops_count_the_products_of_turned_features_beside_those_of_the_denominator():
+    """Of the matrix within a block half is computed for nothing, and not counted."""
+    made, x = Performer(features=64, redraw=9, block=16), jnp.zeros((1, 64, 2, 32))
+    drawn, where = jnp.zeros((64, 32)), contiguous(64)
+
+    def products(jaxpr) -> int:
+        found = 0
+        for equation in jaxpr.eqns:
+            found += sum(map(products, jax.core.jaxprs_in_params(equation.params)))
+            if equation.primitive.name == "dot_general":
+                (contracted, _), _ = equation.params["dimension_numbers"]
+                size = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+                found += size * math.prod(equation.outvars[0].aval.shape)
+        return found
+
+    def more(turn) -> int:
+        return products(jax.make_jaxpr(lambda x: made(x, x, x, where, where, None, turn, True, drawn))(x).jaxpr) / 64
+
+    computed = more(lambda q, k: (q, k)) - more(None)
+    counted = made.flops(64, 2, 64, True, True) - made.flops(64, 2, 64, True, False)
+    assert computed == 2 * 64 * 16 and counted == computed * (16 + 1) / 2 / 16
 
 
 def test_causal_sums_are_the_sums_written_out():

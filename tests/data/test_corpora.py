@@ -191,7 +191,7 @@ def test_tiny_shakespeare_through_its_real_builder(tmp_path, cache, monkeypatch)
     assert half.tokens["train"] < made.tokens["train"]
 
 
-def test_a_large_tfds_dataset_is_divided_without_holding_it(tmp_path, cache, monkeypatch):
+def test_a_large_tfds_dataset_is_divided_without_holding_it(tmp_path, cache, monkeypatch, capfd):
     """lm1b and c4 have no three splits, and more text than memory."""
     import tensorflow_datasets as tfds
 
@@ -211,6 +211,7 @@ def test_a_large_tfds_dataset_is_divided_without_holding_it(tmp_path, cache, mon
     monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path))
     with pytest.raises(Refusal, match=r"has the text fields text, url: set --config.data.field"):
         make("tfds:only_train", cache)
+    assert capfd.readouterr().out == "", "a script's results alone"
     corpus = corpora.open_corpus("tfds:only_train", "", "text", Path(cache))
     tracemalloc.start()
     kept = {split: [next(iter(document))[:9] for document in corpus.documents(split)] for split in corpora.SPLITS}
