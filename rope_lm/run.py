@@ -301,7 +301,7 @@ class Loop:
             self.done, self.state, self.consumed = saved
         else:
             self.state = initial(plan)
-        self.diverged = np.asarray(self.state.diverged)
+        self.diverged = np.array(self.state.diverged)
         self.record.begin(self.done, _steps(self.diverged))
         self.clock = Clock(self.record.seconds)
         self.logged = self.done, self.record.seconds
