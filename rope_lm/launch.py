@@ -201,7 +201,7 @@ def _measure(
         if children.stopped or code == STOPPED:
             raise KeyboardInterrupt
         # An arm that cannot begin says why when its turn comes.
-        measured[where] = {"of": of, "arm": name, "seconds": float(said.split()[-1]) if code == 0 else 0.0}
+        measured[where] = {"of": of, "arm": name, "seconds": float(said) if code == 0 else 0.0}
     return measured
 
 

@@ -26,6 +26,7 @@ TOKENS = 16_384  # at once, so that long rows need no more memory than short one
 class Trained:
     """The models of a run, one for each member, and its tokenizer."""
 
+    workdir: Path
     config: Mapping[str, Any]
     step: int
     seeds: tuple[int, ...]
@@ -39,7 +40,7 @@ class Trained:
         all did."""
         kept = [i for i, diverged in enumerate(self.diverged) if not diverged]
         if not kept:
-            raise Refusal("every member of the run diverged: there is no model to measure; train it at a lower rate")
+            raise Refusal(f"every member of the run in {str(self.workdir)!r} diverged: train it at a lower rate")
         some = {name: tuple(getattr(self, name)[i] for i in kept) for name in ("seeds", "models", "diverged")}
         return replace(self, **some)
 
@@ -111,6 +112,7 @@ def load(workdir: Path, position: Mapping[str, Any] | None = None, length: int |
     )
     saved = Checkpoints.read(workdir / "checkpoints", program.abstract)
     return Trained(
+        workdir=workdir,
         config=config,
         step=saved.step,
         seeds=tuple(member["seed"] for member in manifest["members"]),

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rope_lm.analysis.convergence import (
+    BOUND,
     MARGIN,
     Crossing,
     Difference,
@@ -201,11 +202,13 @@ def contrast(baseline: Run, treated: Run) -> Contrast:
     pairs = _pairs(baseline, treated)
     whole = list(filter(_whole, pairs))
     if not whole:
-        raise Refusal(f"{baseline.arm} and {treated.arm} have no seed in common: train them on the same seeds")
+        raise Refusal(
+            f"{baseline.arm} and {treated.arm} have no seed that comes to a finite loss in both: train them on "
+            "the same seeds, at rates at which they do not diverge"
+        )
     own, other = ([pair[side] for pair in pairs] for side in (0, 1))
     ends = [[pair[side] for pair in whole] for side in (0, 1)]
-    lost = [any(not math.isfinite(curve.final) for curve in side) for side in (own, other)]
-    bound = {(False, False): "", (True, False): "lower", (False, True): "upper", (True, True): "unknown"}[*lost]
+    bound = BOUND[tuple(any(not math.isfinite(curve.final) for curve in side) for side in (own, other))]
     # Seconds are of a whole ensemble: those of one with more members are not held against those of one with fewer.
     timed = len(baseline.manifest["members"]) == len(treated.manifest["members"])
     median = float(np.median([curve.final for curve in baseline.curves]))

@@ -16,6 +16,8 @@ from scipy import optimize, stats
 LEVEL = 0.95
 POWER = 0.8  # of the smallest detectable effect
 MARGIN = 1.1  # speed-ups between 1/1.1 and 1.1 are called equivalent: the smallest published are "10-20%"
+# Of the baseline over the treatment, by which of the two is only known to be at least what was counted.
+BOUND = {(False, False): "", (True, False): "lower", (False, True): "upper", (True, True): "unknown"}
 Values = Sequence[float] | np.ndarray
 
 
@@ -138,12 +140,7 @@ def speedup(baseline: Sequence[Crossing], treatment: Sequence[Crossing], target:
     upper bound, which supports nothing; both, and nothing is known of the pair.
     """
     logs = [math.log(b.steps / t.steps) for b, t in zip(baseline, treatment, strict=True)]
-    kinds = {
-        {(False, False): "", (True, False): "lower", (False, True): "upper", (True, True): "unknown"}[
-            b.censored, t.censored
-        ]
-        for b, t in zip(baseline, treatment, strict=True)
-    } - {""}
+    kinds = {BOUND[b.censored, t.censored] for b, t in zip(baseline, treatment, strict=True)} - {""}
     bound = "" if not kinds else kinds.pop() if len(kinds) == 1 else "unknown"
     mean, low, high = (math.exp(value) for value in interval(logs))
     verdict = judge(low, high, 1.0, bound)

@@ -126,7 +126,8 @@ def _tuned_otherwise(sweeps: Sequence[Sweep]) -> list[str]:
             found.append(f"Arms of {sweep.name} are not at the rate that was best for them: {'; '.join(other)}.")
         if unknown and len(unknown) == len(sweep.runs):
             found.append(f"No arm of {sweep.name} is on a grid here.")
-        elif unknown:
+            continue
+        if unknown:
             found.append(f"Arms of {sweep.name} are on no grid here: {', '.join(unknown)}.")
         for grid in (grid for grid in grids if grid.runs and sweep.runs):
             values = {each.name: _flat(each.runs[0].config) for each in (sweep, grid)}
