@@ -27,13 +27,13 @@ def quick(base: ConfigDict) -> Iterator[Arm]:
     """Five encodings x three seeds, each encoding at its own tuned rate."""
     base.seeds = (0, 1, 2)
     for name, rate in TUNED.items():
-        yield name, _position(name, base) | {"optimizer": {"rate": (rate,)}}
+        yield name, _position(name, base) | {"optimizer": {"learning_rate": (rate,)}}
 
 
 def tuning(base: ConfigDict) -> Iterator[Arm]:
     """The grid that TUNED was chosen from: every encoding at every rate, on seeds that no comparison uses."""
     base.seeds = (100, 101)
-    base.optimizer.rate = RATES
+    base.optimizer.learning_rate = RATES
     for name in TUNED:
         yield name, _position(name, base)
 
@@ -42,7 +42,7 @@ def encodings(base: ConfigDict) -> Iterator[Arm]:
     """Every encoding of softmax attention at one rate, that of most of TUNED: the others may do better at their own.
     Half of quick's steps: two slow cores then take about an hour for all."""
     base.seeds, base.steps = (0, 1, 2), 1000
-    base.optimizer.rate = (1.2e-2,)
+    base.optimizer.learning_rate = (1.2e-2,)
     for name in (each for each in POSITIONS if each not in FOR_FEATURES):
         yield name, _position(name, base)
 
@@ -51,7 +51,7 @@ def probes(base: ConfigDict) -> Iterator[Arm]:
     """The encodings of TUNED on a task that needs position, copy or the one of `probes,data=probe:NAME`, at one rate;
     then `python -m scripts.probe` on the folder. In rows of 32 tokens copy and reverse are learned in these steps; in
     rows of 128, and induction in either, they are not."""
-    base.seeds, base.steps, base.data.length, base.optimizer.rate = (0, 1, 2), 1500, 32, (6e-3,)
+    base.seeds, base.steps, base.data.length, base.optimizer.learning_rate = (0, 1, 2), 1500, 32, (6e-3,)
     if not base.data.name.startswith("probe:"):
         base.data.name = "probe:copy"
     for name in TUNED:

@@ -30,7 +30,7 @@ def named(what: str, name: str, table: dict[str, Any]) -> dict[str, Any]:
 def position(name: str, data: ConfigDict) -> dict[str, Any]:
     """The row of POSITIONS; the positions that an encoding learns, or is scaled from, are those of a row of `data`."""
     row = named("position", name, POSITIONS)
-    return row | {key: data.get_ref("length") for key in ("limit", "trained") if key in row}
+    return row | {key: data.get_ref("length") for key in ("limit", "trained_length") if key in row}
 
 
 def hidden(width: Any, mlp: str) -> Any:
@@ -54,7 +54,7 @@ def get_config(text: str = "") -> ConfigDict:
             "tokenizer": "bytes",  # bytes, bpe:SIZE (trained on the text), sentencepiece:PATH (a .model file)
             "length": scale["data"]["length"],  # tokens
             "batch": scale["data"]["batch"],  # rows a step, of each member
-            "validation": 128,  # rows, the same for every arm and seed
+            "validation_rows": 128,  # rows, the same for every arm and seed
             "cache": "~/.cache/rope_lm",
         }
     )
@@ -80,7 +80,7 @@ def get_config(text: str = "") -> ConfigDict:
     config.model.hidden = hidden(config.model.get_ref("width"), config.model.block.mlp)
     config.optimizer = ConfigDict(
         {
-            "rate": (3e-3,),  # peak; several make an ensemble
+            "learning_rate": (3e-3,),  # peak; several make an ensemble
             "schedule": "cosine",  # constant, cosine, wsd
             "warmup": 0.05,  # fraction of the steps
             "cooldown": 0.2,  # fraction of the steps after the warm-up; wsd only
@@ -88,8 +88,8 @@ def get_config(text: str = "") -> ConfigDict:
             "b1": 0.9,
             "b2": 0.95,
             "epsilon": 1e-8,
-            "clip": 1.0,  # global norm; 1e9 clips nothing
-            "accumulate": 1,  # pieces that a batch is cut into
+            "gradient_clip": 1.0,  # global norm; 1e9 clips nothing
+            "accumulation_steps": 1,  # pieces that a batch is cut into
         }
     )
     config.every = ConfigDict({"evaluate": 50, "save": 500, "log": 20})  # steps

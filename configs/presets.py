@@ -7,9 +7,9 @@ from rope_lm.refusal import Refusal, unknown
 # The keyword arguments of each encoding. Same keys as rope_lm.positional.ENCODINGS.
 POSITIONS: dict[str, dict[str, Any]] = {
     "none": {},
-    "learned": {"limit": 0, "scale": 1.0},  # limit, and trained below, follow data.length (configs/lm.py)
+    "learned": {"limit": 0, "scale": 1.0},  # limit, and trained_length below, follow data.length (configs/lm.py)
     "sinusoidal": {"base": 10_000.0, "scale": 1.0},
-    "relative_bias": {"buckets": 32, "farthest": 128, "scale": 0.02},
+    "relative_bias": {"buckets": 32, "max_distance": 128, "scale": 0.02},
     "alibi": {},
     "kerple_log": {},
     "kerple_power": {},
@@ -22,14 +22,14 @@ POSITIONS: dict[str, dict[str, Any]] = {
     # Scaled for `factor` times the trained length.
     "rotary_linear": {"base": 10_000.0, "factor": 2.0},
     "rotary_ntk": {"base": 10_000.0, "factor": 2.0},
-    "rotary_dynamic": {"base": 10_000.0, "factor": 2.0, "trained": 0},
-    "yarn": {"base": 10_000.0, "factor": 2.0, "trained": 0, "fast": 32.0, "slow": 1.0},
-    "llama3": {"base": 500_000.0, "factor": 8.0, "trained": 0, "low": 1.0, "high": 4.0},
+    "rotary_dynamic": {"base": 10_000.0, "factor": 2.0, "trained_length": 0},
+    "yarn": {"base": 10_000.0, "factor": 2.0, "trained_length": 0, "beta_fast": 32.0, "beta_slow": 1.0},
+    "llama3": {"base": 500_000.0, "factor": 8.0, "trained_length": 0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
     "rotary_features": {"base": 10_000.0},
     "rotary_sinusoidal": {"base": 10_000.0, "scale": 1.0},
     "xpos": {"base": 10_000.0, "fade": 512.0},
     "p_rope": {"base": 10_000.0, "fraction": 0.75},
-    "shaw": {"farthest": 64, "scale": 0.02},
+    "shaw": {"max_distance": 64, "scale": 0.02},
     "transformer_xl": {"base": 10_000.0, "scale": 0.02},
     "cope": {"positions": 64, "scale": 0.0},
 }
@@ -38,7 +38,7 @@ FOR_FEATURES = ("rotary_features",)  # these act on the features of attention=pe
 # What is predicted. Same keys as rope_lm.objective.OBJECTIVES.
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "causal": {},
-    "masked": {"rate": 0.15, "mask": 0.8, "random": 0.1},  # BERT's shares
+    "masked": {"mask_rate": 0.15, "mask_share": 0.8, "random_share": 0.1},  # BERT's shares
 }
 
 # How queries gather values. Same keys as rope_lm.attention.ATTENTIONS.

@@ -103,7 +103,7 @@ def embedding_scale(base: ConfigDict) -> Iterator[Arm]:
 def _begin(base: ConfigDict, seeds: tuple[int, ...]) -> None:
     base.steps, base.seeds = STEPS, seeds
     base.every.evaluate = EVALUATE
-    base.data.batch, base.data.validation = BATCH, VALIDATION
+    base.data.batch, base.data.validation_rows = BATCH, VALIDATION
 
 
 def _over(base: ConfigDict, setting: str, name: str, rates: tuple[float, ...]) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def _over(base: ConfigDict, setting: str, name: str, rates: tuple[float, ...]) -
     return {
         "objective": chosen.objective,
         "model": {"attention": chosen.model.attention, "position": lm.position(name, base.data)},
-        "optimizer": {"rate": rates},
+        "optimizer": {"learning_rate": rates},
     }
 
 

@@ -185,7 +185,7 @@ def lengths(configs: Mapping[str, Config], lengths: Sequence[int]) -> dict[str, 
     for name, config in configs.items():
         tokens = config["data"]["length"] * config["data"]["batch"]
         for length in lengths:
-            data = {**config["data"], "length": length, "batch": max(1, tokens // length), "validation": 1}
+            data = {**config["data"], "length": length, "batch": max(1, tokens // length), "validation_rows": 1}
             cut[name, length] = {**config, "data": data, "mesh": one}
     steppers, rows = _steppers(cut)
     for key, taken in run.rounds_of(steppers, rounds=3).items():

@@ -16,7 +16,7 @@ BINS = 24  # of positions, in the loss by position; each as many times as wide a
 SCALINGS: dict[str, dict[str, float]] = {
     "rotary_linear": {},
     "rotary_ntk": {},  # what dynamic scaling is too, of rows that all have one length
-    "yarn": {"fast": 32.0, "slow": 1.0},
+    "yarn": {"beta_fast": 32.0, "beta_slow": 1.0},
 }
 
 
@@ -83,7 +83,7 @@ def position(row: Mapping[str, Any], scaling: str, multiple: int, short: int) ->
     if row["name"] != "rotary":
         raise Refusal(f"{scaling} scales rotary, the run was trained with {row['name']}")
     made = {"name": scaling, "base": row["base"], "factor": float(multiple), **SCALINGS[scaling]}
-    return made | ({} if scaling in ("rotary_linear", "rotary_ntk") else {"trained": short})
+    return made | ({} if scaling in ("rotary_linear", "rotary_ntk") else {"trained_length": short})
 
 
 def _cut(rows: np.ndarray, starts: Sequence[int], length: int) -> np.ndarray:

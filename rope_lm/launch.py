@@ -208,8 +208,16 @@ def _measure(
 def _digest(config: Config, shares: int) -> str:
     """Of all that decides how long a step takes on one of so many shares of the machine, but the encoding."""
     model = {key: value for key, value in config["model"].items() if key != "position"}
-    rates = len(config["optimizer"]["rate"])
-    decides = [config["data"], model, config["mesh"], config["optimizer"]["accumulate"], config["seeds"], rates, shares]
+    rates = len(config["optimizer"]["learning_rate"])
+    decides = [
+        config["data"],
+        model,
+        config["mesh"],
+        config["optimizer"]["accumulation_steps"],
+        config["seeds"],
+        rates,
+        shares,
+    ]
     return hashlib.sha256(json.dumps([decides, config.get("objective")]).encode()).hexdigest()[:16]
 
 

@@ -46,21 +46,23 @@ class Causal:
 class Masked:
     """Some tokens are predicted from all the others (BERT, arXiv 1810.04805, section 3.1).
 
-    In every row `rate` of the tokens are chosen, the same number in each; of those a share `mask` is replaced by a
-    token of its own, a share `random` by any token of the text's vocabulary, and the rest is kept. 0.15, 0.8 and 0.1 in
+    In every row `mask_rate` of the tokens are chosen, the same number in each; of those a share `mask_share` is replaced by a
+    token of its own, a share `random_share` by any token of the text's vocabulary, and the rest is kept. 0.15, 0.8 and 0.1 in
     the paper.
     """
 
     causal = False
 
-    def __init__(self, rate: float, mask: float, random: float, *, vocabulary: int):
-        if not 0 < rate < 1:
-            raise Refusal(f"objective.rate={rate}: must be above 0 and below 1, the share of tokens to predict")
-        if min(mask, random) < 0 or mask + random > 1:
+    def __init__(self, mask_rate: float, mask_share: float, random_share: float, *, vocabulary: int):
+        if not 0 < mask_rate < 1:
             raise Refusal(
-                f"objective.mask={mask}, objective.random={random}: shares, at least 0 and together at most 1"
+                f"objective.mask_rate={mask_rate}: must be above 0 and below 1, the share of tokens to predict"
             )
-        self.rate, self.mask, self.random = rate, mask, random
+        if min(mask_share, random_share) < 0 or mask_share + random_share > 1:
+            raise Refusal(
+                f"objective.mask_share={mask_share}, objective.random_share={random_share}: shares, at least 0 and together at most 1"
+            )
+        self.mask_rate, self.mask_share, self.random_share = mask_rate, mask_share, random_share
         self.vocabulary = vocabulary + 1  # the last is the mask
 
     def __call__(self, rows: Int[Array, "B W"], keys: Key[Array, "B"]) -> Example:
@@ -69,10 +71,14 @@ class Masked:
     def _row(self, tokens: Int[Array, "T"], key: Key[Array, ""]) -> tuple[Array, Array, Array]:
         choice, how, what = jax.random.split(key, 3)
         draw = jax.random.uniform(choice, tokens.shape)
-        chosen = draw <= jnp.sort(draw)[max(1, round(self.rate * tokens.shape[0])) - 1]
+        chosen = draw <= jnp.sort(draw)[max(1, round(self.mask_rate * tokens.shape[0])) - 1]
         how = jax.random.uniform(how, tokens.shape)
         other = jax.random.randint(what, tokens.shape, 0, self.vocabulary - 1)
-        shown = jnp.where(how < self.mask, self.vocabulary - 1, jnp.where(how < self.mask + self.random, other, tokens))
+        shown = jnp.where(
+            how < self.mask_share,
+            self.vocabulary - 1,
+            jnp.where(how < self.mask_share + self.random_share, other, tokens),
+        )
         return jnp.where(chosen, shown, tokens), tokens, chosen.astype(jnp.float32)
 
 

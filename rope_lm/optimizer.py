@@ -26,11 +26,11 @@ class Optimizer(NamedTuple):
 
     transform: optax.GradientTransformation  # gradient -> direction of descent
     schedule: Callable[[Int[Array, ""]], Float[Array, ""]]  # step -> fraction of the peak rate, in [0, 1]
-    accumulate: int  # pieces that the batch of a step is cut into
+    accumulation_steps: int  # pieces that the batch of a step is cut into
 
 
 def make(
-    rate: tuple[float, ...],
+    learning_rate: tuple[float, ...],
     schedule: str,
     warmup: float,
     cooldown: float,
@@ -38,15 +38,15 @@ def make(
     b1: float,
     b2: float,
     epsilon: float,
-    clip: float,
-    accumulate: int,
+    gradient_clip: float,
+    accumulation_steps: int,
     *,
     steps: int,
     decays: Any,
 ) -> Optimizer:
     """Global-norm clip, Adam (arXiv 1412.6980), decoupled decay (arXiv 1711.05101) where the tree `decays` is True.
 
-    `rate`: peak learning rates, one member of the ensemble for each seed and each of them. `warmup`: fraction of
+    `learning_rate`: peak learning rates, one member of the ensemble for each seed and each of them. `warmup`: fraction of
     `steps`; `cooldown`: of those after the warm-up. Raises Refusal for values outside their range.
     """
     if schedule not in SCHEDULES:
@@ -55,7 +55,12 @@ def make(
     for name, (value, low, high) in limits.items():
         if not low <= value < high:
             raise Refusal(f"optimizer.{name}={value}: must be at least {low} and below {high}")
-    for name, value in [("rate", min(rate)), ("epsilon", epsilon), ("clip", clip), ("accumulate", accumulate)]:
+    for name, value in [
+        ("learning_rate", min(learning_rate)),
+        ("epsilon", epsilon),
+        ("gradient_clip", gradient_clip),
+        ("accumulation_steps", accumulation_steps),
+    ]:
         if not value > 0:
             raise Refusal(f"optimizer.{name}={value}: must be above 0")
     if not 0 <= weight_decay < float("inf"):
@@ -68,8 +73,8 @@ def make(
         return jnp.where(step < ramp, (step + 1) / ramp, rest)
 
     transform = optax.chain(
-        optax.clip_by_global_norm(clip),
+        optax.clip_by_global_norm(gradient_clip),
         optax.scale_by_adam(b1, b2, epsilon),
         optax.add_decayed_weights(weight_decay, mask=decays),
     )
-    return Optimizer(transform, shape, accumulate)
+    return Optimizer(transform, shape, accumulation_steps)

@@ -48,7 +48,7 @@ class Member:
 
     member: int
     seed: int
-    rate: float
+    learning_rate: float
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Plan:
     def memory(self, mesh: Mapping[str, int]) -> int:
         """Bytes that training needs on each device of a mesh of these sizes, estimated."""
         layers, remat = self.model["layers"], self.model["remat"]
-        batch, length, accumulate = self.data.batch, self.data.length, self.config["optimizer"]["accumulate"]
+        batch, length, accumulate = self.data.batch, self.data.length, self.config["optimizer"]["accumulation_steps"]
         platform = self.mesh.devices.flat[0].platform
         return training.memory(
             self.model,
@@ -112,7 +112,9 @@ def draft(config: Mapping[str, Any]) -> Plan:
     mesh = sharding.make(**bind(sharding.make, config["mesh"], "mesh", {}))
     model = dict(config["model"])
     bind(transformer.Transformer, model, "model", {"vocabulary": 0, "causal": True, "rngs": None})
-    rates = bind(training.optimizer.make, config["optimizer"], "optimizer", {"steps": 0, "decays": None})["rate"]
+    rates = bind(training.optimizer.make, config["optimizer"], "optimizer", {"steps": 0, "decays": None})[
+        "learning_rate"
+    ]
     members = tuple(
         Member(i, seed, rate) for i, (seed, rate) in enumerate((s, r) for s in config["seeds"] for r in rates)
     )
@@ -160,7 +162,7 @@ def _what_to_lower(plan: Plan) -> str:
     count = len(plan.members)
     fewer = f"train fewer than {count} members at once, " if count > 1 else ""
     return (
-        f"lower data.batch ({plan.data.batch}) or data.length ({plan.data.length}), raise optimizer.accumulate, "
+        f"lower data.batch ({plan.data.batch}) or data.length ({plan.data.length}), raise optimizer.accumulation_steps, "
         f"{fewer}or shard over more devices with mesh.fsdp"
     )
 
@@ -384,7 +386,7 @@ class Loop:
                 "tokens": tokens,
                 "seconds": round(seconds, 4),
                 "gradient_norm": float(metrics.gradient_norm[i]),
-                "rate": float(metrics.rate[i]),
+                "learning_rate": float(metrics.rate[i]),
                 "tokens_per_second": round(speed, 1),
             }
             for i in np.flatnonzero(~self.lost).tolist()
@@ -430,7 +432,7 @@ def _steps(diverged: np.ndarray) -> dict[str, int]:
 def initial(plan: Plan) -> training.State:
     """The state at step 0."""
     seeds = np.array([member.seed for member in plan.members], np.uint32)
-    return plan.program.init(seeds, np.array([member.rate for member in plan.members], np.float32))
+    return plan.program.init(seeds, np.array([member.learning_rate for member in plan.members], np.float32))
 
 
 class Stepper:

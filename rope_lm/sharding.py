@@ -100,7 +100,7 @@ def check(sizes: Mapping[str, int], members: int, batch: int, width: int, heads:
     """Raises Refusal, naming both numbers, for a dimension that a mesh of these sizes cannot divide."""
     split = [
         ("members (seeds x rates)", members, "member", sizes["member"]),
-        ("data.batch / optimizer.accumulate", batch, "data x fsdp", sizes["data"] * sizes["fsdp"]),
+        ("data.batch / optimizer.accumulation_steps", batch, "data x fsdp", sizes["data"] * sizes["fsdp"]),
         ("model.width", width, "fsdp", sizes["fsdp"]),
         ("model.heads", heads, "tensor", sizes["tensor"]),
         ("model.hidden", hidden, "tensor", sizes["tensor"]),

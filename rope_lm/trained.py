@@ -59,7 +59,7 @@ def text(workdir: Path, rows: int, multiple: int = 1) -> np.ndarray:
     Raises Refusal where the text here is not that of the run, or has fewer such pieces.
     """
     config, manifest = read(workdir)
-    section = {**config["data"], "length": config["data"]["length"] * multiple, "validation": rows, "batch": 1}
+    section = {**config["data"], "length": config["data"]["length"] * multiple, "validation_rows": rows, "batch": 1}
     made = data.make(**bind(data.make, section, "data", {}))
     probe = section["name"].startswith("probe:")  # whose fingerprint is one of rows of this length
     if not probe and (differ := journal.differences(manifest["data"]["fingerprint"], dict(made.fingerprint))):
@@ -101,7 +101,7 @@ def load(workdir: Path, position: Mapping[str, Any] | None = None, length: int |
     )
     program = training.make(
         model,
-        {**config["optimizer"], "rate": tuple(config["optimizer"]["rate"])},
+        {**config["optimizer"], "learning_rate": tuple(config["optimizer"]["learning_rate"])},
         config["objective"],
         vocabulary=manifest["data"]["vocabulary"],
         steps=config["steps"],

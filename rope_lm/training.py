@@ -91,10 +91,14 @@ def make(
     axes = _metadata(shapes, lambda path, variable: ("layer",) * ("blocks" in path) + variable.axes)
     decays = _metadata(shapes, lambda path, variable: variable.decays)
     adam = optimizer.make(**bind(optimizer.make, optimization, "optimizer", {"steps": steps, "decays": decays}))
-    sharding.check(mesh.shape, members, _share(batch, adam.accumulate), model["width"], model["heads"], model["hidden"])
+    sharding.check(
+        mesh.shape, members, _share(batch, adam.accumulation_steps), model["width"], model["heads"], model["hidden"]
+    )
     in_turn = shell.attention.in_turn(type(shell.position))
     platform = mesh.devices.flat[0].platform
-    way = execution.choose(platform, mesh.shape, shell.layers, shell.remat, batch, adam.accumulate, length, in_turn)
+    way = execution.choose(
+        platform, mesh.shape, shell.layers, shell.remat, batch, adam.accumulation_steps, length, in_turn
+    )
 
     def draws(seed: UInt[Array, ""], step: Int[Array, ""]) -> dict[str, Any]:
         attention = shell.attention
@@ -291,7 +295,7 @@ def _share(batch: int, accumulate: int) -> int:
     """Rows of one piece of the batch."""
     if batch % accumulate:
         raise Refusal(
-            f"data.batch = {batch} cannot be cut into optimizer.accumulate = {accumulate} equal pieces: change either"
+            f"data.batch = {batch} cannot be cut into optimizer.accumulation_steps = {accumulate} equal pieces: change either"
         )
     return batch // accumulate
 

@@ -106,8 +106,8 @@ def _cadence(key: str, config: Mapping, manifest: Mapping, until: int) -> Iterat
 
 
 def _members(config: Mapping, manifest: Mapping) -> Iterator[Finding]:
-    wanted = [(seed, rate) for seed in config["seeds"] for rate in config["optimizer"]["rate"]]
-    if [(member["seed"], member["rate"]) for member in manifest["members"]] != wanted:
+    wanted = [(seed, rate) for seed in config["seeds"] for rate in config["optimizer"]["learning_rate"]]
+    if [(member["seed"], member["learning_rate"]) for member in manifest["members"]] != wanted:
         yield Finding(True, "the members in manifest.json are not the seeds and rates of config.json")
 
 

@@ -181,7 +181,7 @@ def _config(text: str, shape: dict[str, Any]) -> dict:
     for key, value in shape.items():
         if key != "kernel" or config.model.attention.name == "softmax":
             config.update_from_flattened_dict({f"{SHAPE[key]}.{key}": value})
-    config.steps, config.data.validation = 100, 8
+    config.steps, config.data.validation_rows = 100, 8
     return entry.plain(config)
 
 

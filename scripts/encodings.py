@@ -87,7 +87,9 @@ def _made(name: str) -> Any:
     from configs.presets import POSITIONS
     from rope_lm import positional
 
-    row = {"name": name, **POSITIONS[name]} | {key: 1024 for key in ("limit", "trained") if key in POSITIONS[name]}
+    row = {"name": name, **POSITIONS[name]} | {
+        key: 1024 for key in ("limit", "trained_length") if key in POSITIONS[name]
+    }
     row |= {"bases": POSITIONS[name]["bases"][:1]} if "bases" in row else {}
     shape = positional.Shape(8 * HEAD, 8, HEAD, layers=1, causal=True)
     return positional.make(row, shape=shape, rngs=nnx.Rngs(0, position=1))
@@ -145,7 +147,7 @@ def shift_invariant(name: str) -> bool:
     from rope_lm.transformer import Transformer
 
     row = {"name": name, **POSITIONS[name]} | ({"limit": 1100} if "limit" in POSITIONS[name] else {})
-    row |= {"trained": 32} if "trained" in row else {}
+    row |= {"trained_length": 32} if "trained_length" in row else {}
     row |= {"scale": 1.0} if "scale" in row else {"threshold": 8.0} if "threshold" in row else {}
     attention = "performer" if name == "rotary_features" else "softmax"
     section = entry.plain(lm.get_config(f"attention={attention}").model)

@@ -165,7 +165,7 @@ def cores_as_devices(config: dict[str, Any]) -> None:
     import jax
 
     given, whole = os.environ.get("XLA_FLAGS", ""), {"member": 1, "data": -1, "fsdp": 1, "tensor": 1}
-    batch, pieces = (config.get(a, {}).get(b) for a, b in (("data", "batch"), ("optimizer", "accumulate")))
+    batch, pieces = (config.get(a, {}).get(b) for a, b in (("data", "batch"), ("optimizer", "accumulation_steps")))
     if "host_platform_device_count" in given or config.get("mesh") != whole:
         return
     if not all(type(each) is int and each > 0 for each in (batch, pieces)) or batch < pieces:

@@ -6,7 +6,7 @@
     --at_once=2            train two arms side by side, each on half of the machine's GPUs, or of its cores
     --only=rotary,none     these arms alone; in a sweep of settings also a setting, or SETTING/ARM
     --config.base.X=Y      change the base config, and so every arm: --config.base.steps=500 --config.base.seeds=0,1
-                           (refused where an arm sets X: --config.arms.rotary.optimizer.rate=1e-3 changes that)
+                           (refused where an arm sets X: --config.arms.rotary.optimizer.learning_rate=1e-3 changes that)
 
 Sweeps are functions in configs/ablation.py: quick (five encodings x three seeds), tuning (the grid of learning rates
 that quick's were chosen from), encodings (every encoding at one rate); and in configs/studies.py: replication (causal

@@ -9,7 +9,7 @@ The config string picks, each from the table of its name in configs/presets.py,
 
 Flags fill in numbers; every key of configs/lm.py can be set:
 
-    --config.steps=500  --config.seeds=0,1,2  --config.optimizer.rate=1e-3  --config.model.position.base=5e5
+    --config.steps=500  --config.seeds=0,1,2  --config.optimizer.learning_rate=1e-3  --config.model.position.base=5e5
 
 --deterministic tells XLA to give the same bits each time on a GPU (slower; a CPU and a TPU do anyway), and records it.
 --dry prints parameters, FLOPs and memory, --time the seconds of a step, measured; both keep nothing. Stop a run with

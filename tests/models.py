@@ -12,7 +12,7 @@ LENGTH, VOCABULARY = 32, 17
 def position(name: str, limit: int = LENGTH) -> dict:
     """The config row of an encoding, with room for `limit` positions."""
     row = {"name": name, **POSITIONS[name]}
-    return row | {key: limit for key in ("limit", "trained") if key in row}
+    return row | {key: limit for key in ("limit", "trained_length") if key in row}
 
 
 def attention(name: str) -> dict:

@@ -41,7 +41,7 @@ entry.end(benchmark.main)
 @pytest.fixture
 def config(text, cache) -> dict:
     config = lm.get_config(f"position=rotary,data=text:{text}")
-    config.data.update({"length": 8, "batch": 2, "validation": 1, "cache": cache})
+    config.data.update({"length": 8, "batch": 2, "validation_rows": 1, "cache": cache})
     config.model.update({"width": 8, "heads": 2, "layers": 1})
     return entry.plain(config)
 

@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 STOPPED = 75
 SMALL = {
     "steps": 60, "seeds": "0,1", "every.evaluate": 10, "every.log": 5, "every.save": 10, "data.length": 16,
-    "data.batch": 4, "data.validation": 4, "model.width": 16, "model.heads": 2, "model.layers": 1, "model.hidden": 32,
+    "data.batch": 4, "data.validation_rows": 4, "model.width": 16, "model.heads": 2, "model.layers": 1, "model.hidden": 32,
 }  # fmt: skip
 
 
@@ -112,7 +112,7 @@ def state(workdir: Path) -> tuple[int, list[np.ndarray]]:
 
 def metrics(workdir: Path) -> dict:
     """What was measured, the last time that it was: (split, member, step) -> numbers that no clock decides."""
-    keys = ("nats", "gradient_norm", "rate", "tokens")
+    keys = ("nats", "gradient_norm", "learning_rate", "tokens")
     rows = journal.read_rows(workdir / "metrics.jsonl")
     return {(row["split"], row["member"], row["step"]): [row.get(key) for key in keys] for row in rows}
 
@@ -539,7 +539,7 @@ TEXTS = {
         lambda path: path.write_bytes(b"short"),
         "the training text has 0 rows of 16 tokens, a batch needs 2",
     ),
-    "few rows": (lambda path: path.write_bytes(b"x" * 300), "data.validation asks for 2"),
+    "few rows": (lambda path: path.write_bytes(b"x" * 300), "data.validation_rows asks for 2"),
     "symlink loop": (lambda path: path.symlink_to(path), "cannot be read"),
     "torn.zip": (lambda path: path.write_bytes(b"PK\3\4 torn"), "cannot be read"),
     "flipped.zip": (lambda path: flipped(path, "a.txt", LINES), "cannot be read"),

@@ -19,7 +19,7 @@ from rope_lm.refusal import Refusal
 CONFIG = {"steps": 10, "seeds": (0, 1), "model": {"width": 64}, "every": {"log": 1, "save": 5}, "data": {"cache": "a"}}
 MANIFEST = {
     **journal.provenance(["train", "--x"], {"steps": 10}),
-    "members": [{"member": 0, "seed": 0, "rate": 0.1}, {"member": 1, "seed": 1, "rate": 0.1}],
+    "members": [{"member": 0, "seed": 0, "learning_rate": 0.1}, {"member": 1, "seed": 1, "learning_rate": 0.1}],
     "device": {"platform": "cpu", "kind": "cpu", "count": 1},
     "data": {"fingerprint": {"text": "t" * 64, "tokenizer": "bytes-1"}},
 }

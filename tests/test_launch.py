@@ -20,7 +20,7 @@ def test_arms_of_a_setting_differ_in_encoding_and_rate_alone(name):
     alike: dict[str, list] = {}
     for arm, config in launch.expand(entry.plain(studies.get_config(name)), None).items():
         config["model"] = {key: value for key, value in config["model"].items() if key != "position"}
-        config["optimizer"] = {key: value for key, value in config["optimizer"].items() if key != "rate"}
+        config["optimizer"] = {key: value for key, value in config["optimizer"].items() if key != "learning_rate"}
         alike.setdefault(launch.setting(arm), []).append(config)
     assert len(alike) >= 3 and all(len(configs) >= 3 for configs in alike.values())
     assert all(config == configs[0] for configs in alike.values() for config in configs)
@@ -33,8 +33,8 @@ def test_the_grid_is_of_the_same_arms_on_other_seeds():
     assert not set(compared["base"].pop("seeds")) & set(tuned["base"].pop("seeds"))
     assert compared["base"] == tuned["base"]
     for name, arm in tuned["arms"].items():
-        (rate,) = compared["arms"][name]["optimizer"]["rate"]
-        assert rate in arm["optimizer"]["rate"] == studies.RATES[launch.setting(name)], name
+        (rate,) = compared["arms"][name]["optimizer"]["learning_rate"]
+        assert rate in arm["optimizer"]["learning_rate"] == studies.RATES[launch.setting(name)], name
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -63,11 +63,13 @@ def test_an_objective_replaces_another_whole_and_other_sections_key_by_key():
             "objective": {"name": "causal"},
             "model": {"width": 8, "attention": {"name": "softmax", "kernel": "auto"}},
         },
-        "arms": {"s/a": {"objective": {"name": "masked", "rate": 0.15}, "model": {"attention": {"name": "performer"}}}},
+        "arms": {
+            "s/a": {"objective": {"name": "masked", "mask_rate": 0.15}, "model": {"attention": {"name": "performer"}}}
+        },
         "claims": {},
     }
     expected = {
-        "objective": {"name": "masked", "rate": 0.15},
+        "objective": {"name": "masked", "mask_rate": 0.15},
         "model": {"width": 8, "attention": {"name": "performer"}},
     }
     assert launch.expand(sweep, None) == {"s/a": expected}
@@ -75,20 +77,22 @@ def test_an_objective_replaces_another_whole_and_other_sections_key_by_key():
 
 
 def test_an_override_of_the_base_reaches_every_arm_or_is_refused():
-    base = {"steps": 4, "optimizer": {"rate": (1.0,)}, "model": {"position": {"name": "none"}}}
-    arms = {"a": {"optimizer": {"rate": (2.0,)}}, "b": {}, "s/c": {"model": {"position": {"name": "learned"}}}}
+    base = {"steps": 4, "optimizer": {"learning_rate": (1.0,)}, "model": {"position": {"name": "none"}}}
+    arms = {"a": {"optimizer": {"learning_rate": (2.0,)}}, "b": {}, "s/c": {"model": {"position": {"name": "learned"}}}}
     sweep = {"base": base, "arms": arms, "claims": {}}
     expand = lambda *overrides, only=None: list(launch.expand(sweep, only, overrides))  # noqa: E731
-    assert expand("base.steps", "arms.a.optimizer.rate") == ["a", "b", "s/c"]
-    assert expand("base.optimizer.rate", only=["b", "s/c"]) == ["b", "s/c"], "of the chosen arms alone"
-    with pytest.raises(Refusal, match=r"does not reach arms a, which .*: set it by --config.arms.ARM.optimizer.rate"):
-        expand("base.optimizer.rate")
+    assert expand("base.steps", "arms.a.optimizer.learning_rate") == ["a", "b", "s/c"]
+    assert expand("base.optimizer.learning_rate", only=["b", "s/c"]) == ["b", "s/c"], "of the chosen arms alone"
+    with pytest.raises(
+        Refusal, match=r"does not reach arms a, which .*: set it by --config.arms.ARM.optimizer.learning_rate"
+    ):
+        expand("base.optimizer.learning_rate")
     with pytest.raises(
         Refusal, match=r"base.model.position.name does not reach arms s/c, .* set it in the sweep's function"
     ):
         expand("base.model.position.name")
-    arms["a"]["optimizer"]["rate"] = (1.0,)
-    assert expand("base.optimizer.rate") == ["a", "b", "s/c"], "the same value"
+    arms["a"]["optimizer"]["learning_rate"] = (1.0,)
+    assert expand("base.optimizer.learning_rate") == ["a", "b", "s/c"], "the same value"
 
 
 def test_a_claim_keeps_the_time_at_which_it_was_first_seen(tmp_path):

@@ -10,7 +10,7 @@ from rope_lm.refusal import Refusal
 from tests.models import LENGTH, VOCABULARY
 from tests.test_training import BATCH, program
 
-BERT = {"name": "masked", "rate": 0.15, "mask": 0.8, "random": 0.1}
+BERT = {"name": "masked", "mask_rate": 0.15, "mask_share": 0.8, "random_share": 0.1}
 TEXT = 1000  # vocabulary of the text
 
 
@@ -78,8 +78,8 @@ def test_the_loss_of_a_masked_program_is_that_of_the_chosen_tokens_alone():
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"rate": 0.0}, "objective.rate=0.0: must be above 0 and below 1"),
-        ({"mask": 0.8, "random": 0.3}, "objective.mask=0.8, objective.random=0.3: shares"),
+        ({"mask_rate": 0.0}, "objective.mask_rate=0.0: must be above 0 and below 1"),
+        ({"mask_share": 0.8, "random_share": 0.3}, "objective.mask_share=0.8, objective.random_share=0.3: shares"),
         ({"name": "maskd"}, "unknown objective.name 'maskd': did you mean masked"),
         ({"share": 1.0}, "unknown key in objective 'share'"),
     ],

@@ -28,9 +28,9 @@ def runs(text, cache, tmp_path_factory) -> Path:
         ("text", f"data=text:{text}", 2),
     ]:
         config = lm.get_config(words)
-        config.steps, config.seeds, config.optimizer.rate = steps, (0, 1), (1e-2,)
+        config.steps, config.seeds, config.optimizer.learning_rate = steps, (0, 1), (1e-2,)
         config.every.update({"evaluate": 600, "save": 600, "log": 100})
-        config.data.update({"length": 16, "batch": 32, "validation": 8, "cache": cache})
+        config.data.update({"length": 16, "batch": 32, "validation_rows": 8, "cache": cache})
         config.model.update({"width": 32, "heads": 2, "layers": 2, "hidden": 64})
         run.train(entry.plain(config), folder / name, journal.provenance(["test"], {}))
     return folder

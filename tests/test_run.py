@@ -23,7 +23,7 @@ def config(text, cache) -> dict:
     config = lm.get_config(f"position=rotary,data=text:{text}")
     config.steps, config.seeds = 12, (0, 1)
     config.every.update({"evaluate": 4, "save": 5, "log": 2})
-    config.data.update({"length": 16, "batch": 4, "validation": 6, "cache": cache})
+    config.data.update({"length": 16, "batch": 4, "validation_rows": 6, "cache": cache})
     config.model.update({"width": 16, "heads": 2, "layers": 1, "hidden": 32})
     return entry.plain(config)
 
@@ -50,7 +50,7 @@ def test_a_run_writes_what_the_report_reads(config, tmp_path):
     assert last["tokens"] == 6 * 16 and last["nats"] < found["validation", 1, 0]["nats"]
     assert last["bits_per_byte"] == pytest.approx(last["nats"] / math.log(2), rel=0.01)
     train = found["train", 0, 12]
-    assert train["tokens"] == 4 * 16 and train["tokens_per_second"] > 0 and 0 <= train["rate"] < 3e-3
+    assert train["tokens"] == 4 * 16 and train["tokens_per_second"] > 0 and 0 <= train["learning_rate"] < 3e-3
     seconds = [found["train", 0, step]["seconds"] for step in range(2, 13, 2)]
     assert seconds == sorted(seconds) and seconds[0] > 0
     manifest = json.loads((tmp_path / "manifest.json").read_text())
@@ -58,7 +58,7 @@ def test_a_run_writes_what_the_report_reads(config, tmp_path):
     assert (
         manifest["parameters"] == 2 * 257 * 16 + 4 * 16 * 16 + 2 * 16 * 32 + 3 * 16 and manifest["flops_per_token"] > 0
     )
-    assert manifest["members"] == [{"member": i, "seed": i, "rate": 3e-3} for i in (0, 1)]
+    assert manifest["members"] == [{"member": i, "seed": i, "learning_rate": 3e-3} for i in (0, 1)]
     assert parameters(tmp_path, config)[0] == 12
 
 
@@ -133,7 +133,7 @@ def test_a_crash_is_recorded_and_its_cause_is_raised(config, tmp_path, monkeypat
         ("model", {"attention": {"name": "softmax", "kernel": "cudnn"}}, "model.attention.kernel=cudnn runs on NVIDIA"),
         ("model", {"position": {"name": "rotery", "base": 1e4}}, "unknown model.position.name 'rotery'"),
         ("model", {"position": {"name": "learned", "limit": 8, "scale": 1.0}}, "encodes indices below 8"),
-        ("optimizer", {"rate": ("fast",)}, "optimizer.rate=.*each a finite number"),
+        ("optimizer", {"learning_rate": ("fast",)}, "optimizer.learning_rate=.*each a finite number"),
         ("mesh", {"data": 3}, "mesh .*asks for 3 devices"),
     ],
 )

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 SMALL = [
     "--config.base.steps=8", "--config.base.every.evaluate=4", "--config.base.every.log=2",
     "--config.base.every.save=4", "--config.base.data.length=16", "--config.base.data.batch=4",
-    "--config.base.data.validation=4", "--config.base.model.width=16", "--config.base.model.layers=1",
+    "--config.base.data.validation_rows=4", "--config.base.model.width=16", "--config.base.model.layers=1",
     "--config.base.model.hidden=32", "--config.base.seeds=0,1",
 ]  # fmt: skip
 
@@ -34,12 +34,12 @@ def call(*words: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
         (2, {}, 2),
         (1, {}, 1),
         (2, {"data": {"batch": 3}}, 1),  # three rows are not shared evenly by two
-        (2, {"optimizer": {"accumulate": 4}}, 1),  # nor is a piece of one row
+        (2, {"optimizer": {"accumulation_steps": 4}}, 1),  # nor is a piece of one row
         (2, {"mesh": {"data": 1}}, 1),
         # What cannot be trained is refused later, in a line.
         (2, {"data": {"batch": 0}}, 1),
         (2, {"data": {"batch": "many"}}, 1),
-        (2, {"optimizer": {"accumulate": 2.5}}, 1),
+        (2, {"optimizer": {"accumulation_steps": 2.5}}, 1),
         (2, {"mesh": {"tensor": None}}, 1),
     ],
 )
@@ -49,7 +49,7 @@ def test_every_core_is_a_device_where_they_share_the_batch_evenly(cores, flags, 
     program = f"""
 import os
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:{cores}])
-config = {{"data": {{"batch": 4}}, "optimizer": {{"accumulate": 1}}}}
+config = {{"data": {{"batch": 4}}, "optimizer": {{"accumulation_steps": 1}}}}
 config["mesh"] = {{"member": 1, "data": -1, "fsdp": 1, "tensor": 1}}
 for section, changes in {flags}.items():
     config[section].update(changes)
@@ -103,12 +103,12 @@ def test_help_is_worth_reading(script):
         (["scripts.train", "--config=configs/lm.py", "--wrokdir=W"], "wrokdir"),
         (["scripts.train", "--config=configs/lm.py", "--workdir=W", "extra"], "unexpected argument 'extra'"),
         (
-            ["scripts.train", "--config=configs/lm.py", "--workdir=W", "--config.optimizer.clip=nan"],
-            "optimizer.clip=nan",
+            ["scripts.train", "--config=configs/lm.py", "--workdir=W", "--config.optimizer.gradient_clip=nan"],
+            "optimizer.gradient_clip=nan",
         ),
         (
-            ["scripts.train", "--config=configs/lm.py", "--workdir=W", "--config.optimizer.clip=inf"],
-            "optimizer.clip=inf: must be a finite number",
+            ["scripts.train", "--config=configs/lm.py", "--workdir=W", "--config.optimizer.gradient_clip=inf"],
+            "optimizer.gradient_clip=inf: must be a finite number",
         ),
         (["scripts.train", "--config=configs/ablation.py:quick", "--dry"], "python -m scripts.sweep trains, or lists"),
         (["scripts.train", "--config=configs/ablation.py:quick", "--workdir=W"], "that of a sweep"),
@@ -124,9 +124,14 @@ def test_help_is_worth_reading(script):
         ),
         (["scripts.sweep", "--config=configs/lm.py", "--workdir=W"], "a sweep has base, arms and claims"),
         (
-            ["scripts.sweep", "--config=configs/ablation.py:quick", "--workdir=W", "--config.base.optimizer.rate=1e-3"],
-            "--config.base.optimizer.rate does not reach arms learned, none, relative_bias, rotary, sinusoidal, which "
-            "have their own: set it by --config.arms.ARM.optimizer.rate",
+            [
+                "scripts.sweep",
+                "--config=configs/ablation.py:quick",
+                "--workdir=W",
+                "--config.base.optimizer.learning_rate=1e-3",
+            ],
+            "--config.base.optimizer.learning_rate does not reach arms learned, none, relative_bias, rotary, sinusoidal, which "
+            "have their own: set it by --config.arms.ARM.optimizer.learning_rate",
         ),
         (["scripts.benchmark", "--scale=tny"], "unknown --scale 'tny': did you mean tiny"),
         (["scripts.benchmark", "--encodings=rotary,rope"], "unknown --encodings 'rope'"),

@@ -40,7 +40,7 @@ execution.choose = accelerated
 out = {}
 for sizes in meshes:
     mesh = sharding.make(*sizes)
-    optimization = OPTIMIZER | {"rate": (3e-3,), "accumulate": accumulate}
+    optimization = OPTIMIZER | {"learning_rate": (3e-3,), "accumulation_steps": accumulate}
     made = training.make(section(name, block=BLOCKS[block]), optimization, CAUSAL,
                          vocabulary=VOCABULARY, steps=20, members=2, batch=8, length=LENGTH, mesh=mesh)
     state = made.init(np.array([0, 1], np.uint32), np.full(2, 3e-3, np.float32))
@@ -110,7 +110,7 @@ out = {}
 for sizes, accumulate in json.loads(sys.argv[1]):
     mesh = sharding.make(*sizes)
     model = section("rotary", width=128, heads=8, hidden=512, layers=4)
-    made = training.make(model, OPTIMIZER | {"accumulate": accumulate}, CAUSAL, vocabulary=257, steps=20, members=1,
+    made = training.make(model, OPTIMIZER | {"accumulation_steps": accumulate}, CAUSAL, vocabulary=257, steps=20, members=1,
                          batch=48, length=LENGTH, mesh=mesh)
     rows = jax.ShapeDtypeStruct((1, 48, LENGTH + 1), jnp.int32, sharding=made.rows)
     compiled = made.step.lower(made.abstract, rows).compile()

@@ -33,7 +33,7 @@ def runs(text, cache, tmp_path_factory) -> Path:
         config = lm.get_config(f"position={name},data=text:{text}")
         config.steps, config.seeds = 150, (0, 1)
         config.every.update({"evaluate": 50, "save": 100, "log": 50})
-        config.data.update({"length": 32, "batch": 8, "validation": 6, "cache": cache})
+        config.data.update({"length": 32, "batch": 8, "validation_rows": 6, "cache": cache})
         config.model.update({"width": 32, "heads": 2, "layers": 1, "hidden": 64})
         run.train(entry.plain(config), folder / name, journal.provenance(["test"], {}))
     return folder
@@ -121,7 +121,7 @@ def test_another_architecture_is_refused_and_nothing_is_written(runs, tmp_path):
     with pytest.raises(Refusal, match=r"holds .*\['down'\].* this program has .*it is of another model"):
         trained.load(other)
     with pytest.raises(Refusal, match="it is of another model"):
-        trained.load(runs / "rotary", {"name": "relative_bias", "buckets": 32, "farthest": 128, "scale": 1.0})
+        trained.load(runs / "rotary", {"name": "relative_bias", "buckets": 32, "max_distance": 128, "scale": 1.0})
     assert {each.name for each in (other / "checkpoints").iterdir()} == {"100", "150"}
 
 

@@ -15,7 +15,7 @@ from scripts import entry
 from tests.models import LENGTH, VOCABULARY, position, section
 
 OPTIMIZER = {
-    "rate": (1e-2,),
+    "learning_rate": (1e-2,),
     "schedule": "constant",
     "warmup": 0.0,
     "cooldown": 0.2,
@@ -23,8 +23,8 @@ OPTIMIZER = {
     "b1": 0.9,
     "b2": 0.95,
     "epsilon": 1e-8,
-    "clip": 1.0,
-    "accumulate": 1,
+    "gradient_clip": 1.0,
+    "accumulation_steps": 1,
 }
 CAUSAL = {"name": "causal"}
 BATCH = 4
@@ -122,7 +122,9 @@ def test_evaluation_gives_totals_by_position_whatever_the_number_of_rows():
     np.testing.assert_allclose(metrics.nats, by_step.sum(-1) / (BATCH * LENGTH), rtol=1e-4)
 
 
-@pytest.mark.parametrize("predicted", [CAUSAL, {"name": "masked", "rate": 0.15, "mask": 0.8, "random": 0.1}])
+@pytest.mark.parametrize(
+    "predicted", [CAUSAL, {"name": "masked", "mask_rate": 0.15, "mask_share": 0.8, "random_share": 0.1}]
+)
 def test_accumulated_gradients_are_those_of_the_whole_batch(predicted):
     """Each row with the draw that it has in the whole batch."""
     whole, losses = train(program("rotary", 2, predicted=predicted), [0, 1], [1e-2, 1e-2], 3)
@@ -132,7 +134,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(predicted):
         np.testing.assert_allclose(a, b, atol=2e-4)
 
 
-@pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.parametrize("accumulation_steps", [1, 4])
 @pytest.mark.parametrize("name", ["relative_bias", "fire", "shaw", "transformer_xl", "cope"])
 def test_the_gradients_of_what_pieces_share_are_those_of_the_whole_batch(name, accumulate):
     made = program(name, 1, accumulate=accumulate)
@@ -223,12 +225,12 @@ def test_schedules(schedule, expected):
     "change, words",
     [
         ({"schedule": "cosin"}, "unknown optimizer.schedule 'cosin': did you mean cosine"),
-        ({"rate": (0.0,)}, "optimizer.rate=0.0: must be above 0"),
-        ({"rate": ()}, "optimizer.rate=.*must be one or more values, each a finite number"),
+        ({"learning_rate": (0.0,)}, "optimizer.learning_rate=0.0: must be above 0"),
+        ({"learning_rate": ()}, "optimizer.learning_rate=.*must be one or more values, each a finite number"),
         ({"warmup": 1.0}, "optimizer.warmup=1.0: must be at least 0 and below 1"),
         ({"weight_decay": float("nan")}, "optimizer.weight_decay=nan: must be a finite number"),
-        ({"accumulate": True}, "optimizer.accumulate=True: must be a whole number"),
-        ({"accumulate": 3}, "data.batch = 4 cannot be cut into optimizer.accumulate = 3"),
+        ({"accumulation_steps": True}, "optimizer.accumulation_steps=True: must be a whole number"),
+        ({"accumulation_steps": 3}, "data.batch = 4 cannot be cut into optimizer.accumulation_steps = 3"),
     ],
 )
 def test_a_mistake_in_the_optimizer_is_one_line(change, words):
@@ -245,7 +247,7 @@ def memory(model: dict, members: int, batch: int, length: int, accumulate: int) 
     """Bytes of training: estimated, and by XLA's account of the step or, where it is more, the evaluation."""
     sizes = {"vocabulary": 257, "batch": batch, "length": length, "members": members}
     mesh = sharding.make(1, 1, 1, 1)
-    made = training.make(model, OPTIMIZER | {"accumulate": accumulate}, CAUSAL, **sizes, steps=9, mesh=mesh)
+    made = training.make(model, OPTIMIZER | {"accumulation_steps": accumulate}, CAUSAL, **sizes, steps=9, mesh=mesh)
     rows = jax.ShapeDtypeStruct((members, batch, length + 1), jnp.int32)
     evaluated = jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype)
     lowered = made.step.lower(made.abstract, rows), made.evaluate.lower(made.abstract, evaluated)

@@ -92,7 +92,7 @@ def test_flops_are_those_of_the_formula_written_out():
 @pytest.mark.parametrize("name", sorted(positional.ENCODINGS))
 def test_flops_of_an_encoding_are_its_products_written_out(name):
     """In two layers, width 16, 2 heads, length 5, for a token: over the 3 keys that it sees on average."""
-    row = position(name, 5) | {"shaw": {"farthest": 3}, "cope": {"positions": 6}}.get(name, {})
+    row = position(name, 5) | {"shaw": {"max_distance": 3}, "cope": {"positions": 6}}.get(name, {})
     products = {
         "shaw": 16 * 4,  # queries with 4 vectors
         "transformer_xl": 16 * 3,  # queries with the key of each distance

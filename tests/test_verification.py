@@ -21,7 +21,7 @@ def good(text, cache, tmp_path_factory) -> Path:
     config = lm.get_config(f"position=rotary,data=text:{text}")
     config.steps, config.seeds = 12, (0, 1)
     config.every.update({"evaluate": 4, "save": 6, "log": 2})
-    config.data.update({"length": 16, "batch": 4, "validation": 6, "cache": cache})
+    config.data.update({"length": 16, "batch": 4, "validation_rows": 6, "cache": cache})
     config.model.update({"width": 16, "heads": 2, "layers": 1, "hidden": 32})
     workdir = tmp_path_factory.mktemp("good")
     run.train(entry.plain(config), workdir, journal.provenance(["test"], {}))

@@ -52,7 +52,7 @@ CONSEQUENCES = {
     "seeds": " Only seeds that both arms have are compared, and seconds, which are of all seeds together, are not.",
     "fingerprint.tokenizer": " They are compared in bits per byte: nats per token of different tokens do not compare.",
     "fingerprint.text": " They read different texts.",
-    "optimizer.rate": " An arm that was tuned on more rates has had more chances to do well.",
+    "optimizer.learning_rate": " An arm that was tuned on more rates has had more chances to do well.",
     "objective.name": " Their losses do not compare, and are not compared.",
 }
 
@@ -62,7 +62,7 @@ def _grids(sweep: Sweep) -> list[tuple[str, dict[str, str]]]:
     grids: dict[str, dict[str, str]] = {}
     for tuning in tune(sweep) if sweep.grid else []:
         grids.setdefault(tuning.setting, {})[tuning.arm] = ", ".join(f"{rate:g}" for rate in tuning.rates)
-    return [("optimizer.rate", rates) for rates in grids.values()]
+    return [("optimizer.learning_rate", rates) for rates in grids.values()]
 
 
 def _by_setting(sweep: Sweep) -> dict[str, list[Run]]:
@@ -158,7 +158,7 @@ def _facts(runs: Sequence[Run]) -> dict[str, dict[str, str]]:
         if run.manifest.get("data"):
             manifest |= _flat({"fingerprint": run.manifest["data"]["fingerprint"]})
         for key, value in {**config, **manifest}.items():
-            if not key.startswith("model.position") and key not in ("optimizer.rate", "data.cache"):
+            if not key.startswith("model.position") and key not in ("optimizer.learning_rate", "data.cache"):
                 facts.setdefault(key, {})[run.arm] = str(value)
     for key, values in facts.items():  # what only some of the runs record is a difference
         for run in runs:

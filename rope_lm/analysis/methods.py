@@ -12,7 +12,7 @@ TEXT = """\
 token embeddings of standard deviation {embedding_scale}; {parameters} parameters besides an encoding's own) were
 trained on {text} ({tokenizer} tokens, {tokens} of them for training; sha256 of the text {fingerprint}) for {steps}
 steps of {batch} rows of {length} tokens, with AdamW (b1 {b1}, b2 {b2}, epsilon {epsilon}, weight decay {weight_decay}
-on matrices but an encoding's own, gradients clipped at {clip}) and a {schedule} schedule with {warmup}% warm-up.
+on matrices but an encoding's own, gradients clipped at {gradient_clip}) and a {schedule} schedule with {warmup}% warm-up.
 {settings} Each arm ran seeds {seeds}; a seed fixes the initial values of all shared parameters and the order of the
 data, so arms are paired. The validation set is {validation} fixed rows, evaluated every {evaluate} steps. Device:
 {device}; {hours:.2f} hours of training, compiling left out, for {runs} runs, begun {began}; jax {jax}, flax {flax},
@@ -71,7 +71,7 @@ def _facts(run: Run) -> dict[str, object]:
     """The words of TEXT that one run knows."""
     config, manifest = run.config, run.manifest
     model = ("layers", "width", "heads", "hidden", "embedding_scale")
-    optimizer = ("b1", "b2", "epsilon", "weight_decay", "clip", "schedule")
+    optimizer = ("b1", "b2", "epsilon", "weight_decay", "gradient_clip", "schedule")
     data = ("tokenizer", "batch", "length", "validation")
     device = manifest["device"]
     return {

@@ -212,7 +212,7 @@ def _factor(sweep: Sweep, made: list[Comparison]) -> Factor | None:
     """The number in which the settings differ: their size, or one key of the config."""
     configs = [_numbers(each.arms[0].run.config) for each in made]
     differ = {key for key in configs[0] if len({str(config.get(key)) for config in configs}) > 1}
-    differ -= {"optimizer.rate", "model.position.limit", "model.position.scale"}
+    differ -= {"optimizer.learning_rate", "model.position.limit", "model.position.scale"}
     if differ & {"model.width", "model.layers"}:
         runs = [each.arms[0].run.manifest for each in made]
         label, values = "parameters", [run["parameters"] - run["parameters_position"] for run in runs]

@@ -97,12 +97,12 @@ class Run:
                 rows.append({"step": self.steps, "nats": None, "seconds": longest})
             columns = [np.array([row[key] for row in rows], float) for key in ("step", "nats", "seconds")]
             if rows:
-                found[member["member"]] = Curve(member["seed"], member["rate"], *columns)
+                found[member["member"]] = Curve(member["seed"], member["learning_rate"], *columns)
         return found
 
     @property
     def rates(self) -> list[float]:
-        return sorted({member["rate"] for member in self.manifest["members"]})
+        return sorted({member["learning_rate"] for member in self.manifest["members"]})
 
     @property
     def batches(self) -> dict[str, str]:
@@ -154,7 +154,7 @@ class Run:
 
     def at(self, rate: float) -> "Run":
         """The same run, of its members with this peak rate alone."""
-        members = [member for member in self.manifest["members"] if member["rate"] == rate]
+        members = [member for member in self.manifest["members"] if member["learning_rate"] == rate]
         return replace(self, manifest={**self.manifest, "members": members})
 
 

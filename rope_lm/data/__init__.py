@@ -44,22 +44,22 @@ class Data:
 
 
 def make(
-    name: str, tokenizer: str, length: int, batch: int, validation: int, cache: str, split: str, field: str
+    name: str, tokenizer: str, length: int, batch: int, validation_rows: int, cache: str, split: str, field: str
 ) -> Data:
     """The data of a config: `name` is stdlib, enwik8, text:PATH, tfds:NAME or probe:NAME; `tokenizer` is bytes,
-    bpe:SIZE or sentencepiece:PATH; `length` in tokens, `batch` and `validation` in rows; `split` and `field` choose
+    bpe:SIZE or sentencepiece:PATH; `length` in tokens, `batch` and `validation_rows` in rows; `split` and `field` choose
     within a TFDS dataset ("" is its own splits, its only text).
 
     Raises Refusal for text that is not there, is no text, or is too short.
     """
-    for key, value in (("length", length), ("batch", batch), ("validation", validation)):
+    for key, value in (("length", length), ("batch", batch), ("validation_rows", validation_rows)):
         if value < 1:
             raise Refusal(f"data.{key}={value}: must be at least 1")
     if not name.startswith("tfds:") and (split or field):
         raise Refusal(f"data.split={split!r}, data.field={field!r}: only data=tfds:NAME has them; leave both empty")
     tokenizers.check(tokenizer)
     if name.startswith("probe:"):
-        return _probe(name.removeprefix("probe:"), tokenizer, length, batch, validation)
+        return _probe(name.removeprefix("probe:"), tokenizer, length, batch, validation_rows)
     folder = settings.path(cache, f"data.cache={cache}")
     corpus = corpora.open_corpus(name, split, field, folder)
     coder = tokenizers.make(tokenizer, corpus, folder)
@@ -76,11 +76,11 @@ def make(
         documents=made.documents,
         tokens={split: len(array) for split, array in made.splits.items()},
         train=train,
-        validation=batches.spread(batches.Rows(made.splits["validation"], length), validation),
+        validation=batches.spread(batches.Rows(made.splits["validation"], length), validation_rows),
     )
 
 
-def _probe(name: str, tokenizer: str, length: int, batch: int, validation: int) -> Data:
+def _probe(name: str, tokenizer: str, length: int, batch: int, validation_rows: int) -> Data:
     if tokenizer != "bytes":
         raise Refusal(f"data.tokenizer={tokenizer}: the symbols of data=probe:{name} are bytes; leave it at bytes")
     splits = {split: probes.Probe(name, length, split) for split in corpora.SPLITS}
@@ -95,5 +95,5 @@ def _probe(name: str, tokenizer: str, length: int, batch: int, validation: int) 
         documents={split: len(rows) for split, rows in splits.items()},
         tokens={split: len(rows) * (length + 1) for split, rows in splits.items()},
         train=splits["train"],
-        validation=batches.spread(splits["validation"], validation),
+        validation=batches.spread(splits["validation"], validation_rows),
     )

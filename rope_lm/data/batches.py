@@ -100,7 +100,7 @@ def spread(rows: Source, count: int) -> np.ndarray:
     """int32 [count T+1]: rows at even distances over the whole of them, always the same ones."""
     if len(rows) < count:
         raise Refusal(
-            f"the validation text has {len(rows)} rows of {rows.length} tokens, data.validation asks for {count}: "
-            "give more text, or lower data.validation or data.length"
+            f"the validation text has {len(rows)} rows of {rows.length} tokens, data.validation_rows asks for {count}: "
+            "give more text, or lower data.validation_rows or data.length"
         )
     return rows[np.linspace(0, len(rows) - 1, count).round().astype(int)]

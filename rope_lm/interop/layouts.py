@@ -25,18 +25,23 @@ GATED = {"silu": "swiglu"}
 ROPES: dict[str, tuple[str, dict[str, str]]] = {
     "default": ("rotary", {}),
     "linear": ("rotary_linear", {"factor": "factor"}),
-    "dynamic": ("rotary_dynamic", {"factor": "factor", "max_position_embeddings": "trained"}),
+    "dynamic": ("rotary_dynamic", {"factor": "factor", "max_position_embeddings": "trained_length"}),
     "yarn": (
         "yarn",
-        {"factor": "factor", "original_max_position_embeddings": "trained", "beta_fast": "fast", "beta_slow": "slow"},
+        {
+            "factor": "factor",
+            "original_max_position_embeddings": "trained_length",
+            "beta_fast": "beta_fast",
+            "beta_slow": "beta_slow",
+        },
     ),
     "llama3": (
         "llama3",
         {
             "factor": "factor",
-            "original_max_position_embeddings": "trained",
-            "low_freq_factor": "low",
-            "high_freq_factor": "high",
+            "original_max_position_embeddings": "trained_length",
+            "low_freq_factor": "low_freq_factor",
+            "high_freq_factor": "high_freq_factor",
         },
     ),
 }

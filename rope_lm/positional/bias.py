@@ -21,9 +21,9 @@ def distance(q_positions: Positions, k_positions: Positions) -> Int[Array, "B T 
     return q_positions.index[:, :, None] - k_positions.index[:, None, :]
 
 
-def bucket(distance: Int[Array, "*S"], buckets: int, farthest: int, causal: bool) -> Int[Array, "*S"]:
+def bucket(distance: Int[Array, "*S"], buckets: int, max_distance: int, causal: bool) -> Int[Array, "*S"]:
     """T5's bucket of a distance (arXiv 1910.10683, section 2.1, and its released code): exact below buckets/2, then
-    logarithmic to `farthest` tokens, beyond which all share the last. If `causal`, keys ahead of the query fall into
+    logarithmic to `max_distance` tokens, beyond which all share the last. If `causal`, keys ahead of the query fall into
     bucket 0; else the first half of the buckets is for keys before the query and the second for those ahead."""
     side = 0
     if causal:
@@ -33,7 +33,7 @@ def bucket(distance: Int[Array, "*S"], buckets: int, farthest: int, causal: bool
         side = buckets * (distance < 0)
         distance = jnp.abs(distance)
     exact = buckets // 2
-    far = jnp.log(jnp.maximum(distance, 1).astype(jnp.float32) / exact) / math.log(farthest / exact)
+    far = jnp.log(jnp.maximum(distance, 1).astype(jnp.float32) / exact) / math.log(max_distance / exact)
     far = exact + (far * (buckets - exact)).astype(jnp.int32)
     return side + jnp.where(distance < exact, distance, jnp.minimum(far, buckets - 1))
 
@@ -98,19 +98,19 @@ class DistanceBias(PositionalEncoding):
 class RelativeBias(DistanceBias):
     """T5's trained scalar per head and bucket of distances, shared by all layers (arXiv 1910.10683, section 2.1).
 
-    `buckets` (32 in T5) and `farthest`, the distance in tokens from which all share the last bucket (128 in T5).
+    `buckets` (32 in T5) and `max_distance`, the distance in tokens from which all share the last bucket (128 in T5).
     Initial values are normal with standard deviation `scale`.
     """
 
-    def __init__(self, buckets: int, farthest: int, scale: float, *, shape: Shape, rngs: nnx.Rngs):
+    def __init__(self, buckets: int, max_distance: int, scale: float, *, shape: Shape, rngs: nnx.Rngs):
         least = 2 if shape.causal else 4  # two for each side
-        if buckets < least or farthest <= buckets // 2:
+        if buckets < least or max_distance <= buckets // 2:
             raise Refusal(
-                f"model.position.buckets={buckets}, farthest={farthest}: needs buckets >= {least} and farthest > "
+                f"model.position.buckets={buckets}, max_distance={max_distance}: needs buckets >= {least} and max_distance > "
                 "buckets/2"
             )
         self.buckets, self.causal = buckets, shape.causal
-        self.farthest = farthest
+        self.max_distance = max_distance
         self.table = nnx.Param(
             scale * jax.random.normal(rngs.position(), (buckets, shape.heads)), axes=("bucket", "heads"), decays=False
         )
@@ -118,7 +118,7 @@ class RelativeBias(DistanceBias):
     def of(self, distance: Int[Array, "*S"]) -> Float[Array, "*S N"]:
         # A product with one-hot rows: the gradient of a look-up is a scatter into few places, where an accelerator's
         # threads wait for one another.
-        rows = jax.nn.one_hot(bucket(distance, self.buckets, self.farthest, self.causal), self.buckets)
+        rows = jax.nn.one_hot(bucket(distance, self.buckets, self.max_distance, self.causal), self.buckets)
         return einsum("...k,kn->...n", rows, self.table[...])
 
 

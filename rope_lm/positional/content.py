@@ -64,18 +64,18 @@ def by_distance(
 
 
 class Shaw(PositionalEncoding):
-    """Relative keys: q_i (k_j + a_(i-j)) / sqrt(H), a trained vector for each distance up to `farthest` tokens, beyond
+    """Relative keys: q_i (k_j + a_(i-j)) / sqrt(H), a trained vector for each distance up to `max_distance` tokens, beyond
     which all share the last; of each layer, shared by its heads (arXiv 1803.02155, section 3.2, keys alone). Where
     tokens see what is ahead of them, distances to that side have vectors of their own.
 
     Initial values are normal with standard deviation `scale`.
     """
 
-    def __init__(self, farthest: int, scale: float, *, shape: Shape, rngs: nnx.Rngs):
-        if farthest < 1:
-            raise Refusal(f"model.position.farthest={farthest}: must be at least 1, in tokens")
-        self.farthest, self.ahead = farthest, 0 if shape.causal else farthest
-        size = (shape.layers, self.ahead + 1 + farthest, shape.head_size)
+    def __init__(self, max_distance: int, scale: float, *, shape: Shape, rngs: nnx.Rngs):
+        if max_distance < 1:
+            raise Refusal(f"model.position.max_distance={max_distance}: must be at least 1, in tokens")
+        self.max_distance, self.ahead = max_distance, 0 if shape.causal else max_distance
+        size = (shape.layers, self.ahead + 1 + max_distance, shape.head_size)
         self.table = nnx.Param(
             scale * jax.random.normal(rngs.position(), size), axes=("layer", "distance", "component"), decays=False
         )
@@ -95,16 +95,16 @@ class Shaw(PositionalEncoding):
         q, table = q.astype(jnp.float32) / math.sqrt(q.shape[-1]), prepared
         if distances(q_positions, k_positions, self.ahead == 0) is not None:
             vectors = jnp.broadcast_to(table[::-1].T, (q.shape[2], *table.T.shape))
-            of = range(self.farthest, -self.ahead - 1, -1)
+            of = range(self.max_distance, -self.ahead - 1, -1)
             return by_distance(q, vectors, of, q_positions, k_positions, self.ahead == 0, parts)
-        away = jnp.clip(distance(q_positions, k_positions), -self.ahead, self.farthest)
+        away = jnp.clip(distance(q_positions, k_positions), -self.ahead, self.max_distance)
         # A product with one-hot rows: the gradient of a gather is a scatter, 10 times slower on the CPU.
         chosen = jax.nn.one_hot(self.ahead + away, len(table), dtype=jnp.float32)
         products = einsum("btnh,dh->btnd", q, table)
         return [einsum("btnd,btsd->bnts", products[:, i], chosen[:, i, j]) for i, j in parts]
 
     def flops(self, shape: Shape, length: int) -> float:
-        return shape.width * (min(self.farthest + 1, length) + min(self.ahead, length - 1))
+        return shape.width * (min(self.max_distance + 1, length) + min(self.ahead, length - 1))
 
     def floats(self, shape: Shape, rows: float, layers: int) -> float:
         return rows * shape.heads * layers / 2

@@ -194,7 +194,7 @@ class NTKRotary(LinearRotary):
 
 
 class DynamicRotary(LinearRotary):
-    """Dynamic NTK: NTK-aware by how far a document goes beyond the `trained` length, in tokens (emozilla 2023; arXiv
+    """Dynamic NTK: NTK-aware by how far a document goes beyond the `trained_length`, in tokens (emozilla 2023; arXiv
     2309.00071, section 3.3, in the form of Hugging Face's `dynamic`, with its `factor`; each document of a row by its
     own length).
 
@@ -204,10 +204,12 @@ class DynamicRotary(LinearRotary):
 
     turned_alone = False  # by the length of its document too
 
-    def __init__(self, base: float, factor: float, trained: int, *, shape: Shape, rngs: nnx.Rngs):
+    def __init__(self, base: float, factor: float, trained_length: int, *, shape: Shape, rngs: nnx.Rngs):
         super().__init__(base, factor, shape=shape, rngs=rngs)
         _two_planes(shape)
-        self.trained = int(above("trained", trained, 1, "the length that the model was trained on", equal=True))
+        self.trained_length = int(
+            above("trained_length", trained_length, 1, "the length that the model was trained on", equal=True)
+        )
 
     def wave(self, at: Positions, seen: Positions, layer: Int[Array, ""]) -> Wave:
         if seen.start is None:
@@ -215,56 +217,80 @@ class DynamicRotary(LinearRotary):
             length = 1 + jnp.max(jnp.where(own, seen.index[:, None, :], 0), axis=-1)  # [B T], of each token's document
         else:
             length = jnp.full((1, 1), seen.start + seen.length)
-        beyond = jnp.maximum(length, self.trained).astype(jnp.float32) / self.trained
+        beyond = jnp.maximum(length, self.trained_length).astype(jnp.float32) / self.trained_length
         base = self.base * (self.factor * beyond - (self.factor - 1)) ** (self.head_size / (self.head_size - 2))
         frequency = base[..., None] ** (-jnp.arange(0, self.head_size, 2, dtype=jnp.float32) / self.head_size)
         return wave(at.index.astype(jnp.float32)[..., None] * frequency)
 
 
 class YaRN(LinearRotary):
-    """YaRN (arXiv 2309.00071, sections 3.2 to 3.4): planes that turn more than `fast` times in the `trained` length
-    stay, those that turn less than `slow` times are divided by `factor`, with a ramp between; and logits are scaled.
+    """YaRN (arXiv 2309.00071, sections 3.2 to 3.4): planes that turn more than `beta_fast` times in the `trained_length`
+    stay, those that turn less than `beta_slow` times are divided by `factor`, with a ramp between; and logits are scaled.
 
-    The ramp runs over planes between the (whole) planes that turn `fast` and `slow` times. Queries and keys are each
+    The ramp runs over planes between the (whole) planes that turn `beta_fast` and `beta_slow` times. Queries and keys are each
     scaled by 0.1 ln(factor) + 1 = sqrt(1/t), and so the logits by 1/t, once.
     """
 
     def __init__(
-        self, base: float, factor: float, trained: int, fast: float, slow: float, *, shape: Shape, rngs: nnx.Rngs
+        self,
+        base: float,
+        factor: float,
+        trained_length: int,
+        beta_fast: float,
+        beta_slow: float,
+        *,
+        shape: Shape,
+        rngs: nnx.Rngs,
     ):
         super().__init__(base, factor, shape=shape, rngs=rngs)
-        self.trained = int(above("trained", trained, 1, "the length that the model was trained on", equal=True))
-        self.slow = above("slow", slow, 0, "turns in the trained length; 1 in the paper")
-        self.fast = above("fast", fast, slow, "slow, turns in the trained length; 32 in the paper")
+        self.trained_length = int(
+            above("trained_length", trained_length, 1, "the length that the model was trained on", equal=True)
+        )
+        self.beta_slow = above("beta_slow", beta_slow, 0, "turns in the trained length; 1 in the paper")
+        self.beta_fast = above(
+            "beta_fast", beta_fast, beta_slow, "beta_slow, turns in the trained length; 32 in the paper"
+        )
         self.amplitude = 0.1 * math.log(factor) + 1
 
     def frequency(self) -> np.ndarray:
         plain = frequencies(self.head_size, self.base)
         plane = lambda turns: (  # noqa: E731 (that turns so often in the trained length)
-            self.head_size * math.log(self.trained / (turns * 2 * math.pi)) / (2 * math.log(self.base))
+            self.head_size * math.log(self.trained_length / (turns * 2 * math.pi)) / (2 * math.log(self.base))
         )
-        first = max(math.floor(plane(self.fast)), 0)
-        last = min(math.ceil(plane(self.slow)), self.head_size - 1)
+        first = max(math.floor(plane(self.beta_fast)), 0)
+        last = min(math.ceil(plane(self.beta_slow)), self.head_size - 1)
         ramp = np.clip((np.arange(self.head_size // 2) - first) / max(last - first, 1e-3), 0, 1)
         return plain * (1 - ramp) + plain / self.factor * ramp
 
 
 class Llama3Rotary(LinearRotary):
-    """Llama 3.1's scaling: wavelengths above trained/`low` tokens are stretched by `factor`, those below trained/`high`
+    """Llama 3.1's scaling: wavelengths above trained_length/`low_freq_factor` tokens are stretched by `factor`, those below trained_length/`high_freq_factor`
     stay, those between are mixed (arXiv 2407.21783, section 3.4.2; the released code gives 8, 1, 4)."""
 
     def __init__(
-        self, base: float, factor: float, trained: int, low: float, high: float, *, shape: Shape, rngs: nnx.Rngs
+        self,
+        base: float,
+        factor: float,
+        trained_length: int,
+        low_freq_factor: float,
+        high_freq_factor: float,
+        *,
+        shape: Shape,
+        rngs: nnx.Rngs,
     ):
         super().__init__(base, factor, shape=shape, rngs=rngs)
-        self.trained = int(above("trained", trained, 1, "the length that the model was trained on", equal=True))
-        self.low = above("low", low, 0, "1 in Llama 3.1")
-        self.high = above("high", high, low, "low; 4 in Llama 3.1")
+        self.trained_length = int(
+            above("trained_length", trained_length, 1, "the length that the model was trained on", equal=True)
+        )
+        self.low_freq_factor = above("low_freq_factor", low_freq_factor, 0, "1 in Llama 3.1")
+        self.high_freq_factor = above(
+            "high_freq_factor", high_freq_factor, low_freq_factor, "low_freq_factor; 4 in Llama 3.1"
+        )
 
     def frequency(self) -> np.ndarray:
         plain = frequencies(self.head_size, self.base)
-        turns = self.trained * plain / (2 * np.pi)
-        smooth = np.clip((turns - self.low) / (self.high - self.low), 0, 1)
+        turns = self.trained_length * plain / (2 * np.pi)
+        smooth = np.clip((turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor), 0, 1)
         return plain * smooth + plain / self.factor * (1 - smooth)
 
 

@@ -32,13 +32,13 @@ def write_run(
     folder.mkdir(parents=True)
     config = entry.plain(lm.get_config(f"position={encoding}"))
     config |= {"steps": STEPS, "seeds": seeds}
-    config["optimizer"]["rate"] = rates
+    config["optimizer"]["learning_rate"] = rates
     for section, values in (changes or {}).items():
         config[section] = {**config.get(section, {}), **values}
     members = [(seed, rate) for seed in seeds for rate in rates]
     described = {
         "schema": 1,
-        "members": [{"member": i, "seed": seed, "rate": rate} for i, (seed, rate) in enumerate(members)],
+        "members": [{"member": i, "seed": seed, "learning_rate": rate} for i, (seed, rate) in enumerate(members)],
         "commit": "c" * 40,
         "diff": "",
         "kernel": "blocked",
@@ -67,7 +67,13 @@ def write_run(
             rows.append({**row, "split": "validation", "bits_per_byte": nats})
             if step:
                 rows.append(
-                    {**row, "split": "train", "tokens_per_second": 1000.0 * speed, "gradient_norm": 1, "rate": 1}
+                    {
+                        **row,
+                        "split": "train",
+                        "tokens_per_second": 1000.0 * speed,
+                        "gradient_norm": 1,
+                        "learning_rate": 1,
+                    }
                 )
     write = lambda name, value: (folder / name).write_text(json.dumps(value))  # noqa: E731
     write("config.json", config)
@@ -129,7 +135,7 @@ def write_study(folder: Path) -> Path:
     seeds = (0, 1, 2, 3, 4, 5)
     for setting, objective, speeds in [
         ("causal-softmax", {"name": "causal"}, {"learned": 1.0, "sinusoidal": 2.0, "rotary": 2.0}),
-        ("masked-softmax", {"name": "masked", "rate": 0.15}, {"learned": 2.0, "rotary": 1.0}),
+        ("masked-softmax", {"name": "masked", "mask_rate": 0.15}, {"learned": 2.0, "rotary": 1.0}),
     ]:
         for name, speed in speeds.items():
             write_run(folder / setting / name, name, speed, seeds, changes={"objective": objective})

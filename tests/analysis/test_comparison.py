@@ -232,7 +232,7 @@ def simulated(arm: str, speeds: np.ndarray) -> Run:
         for i, speed in enumerate(speeds.tolist())
         for step in steps.tolist()
     ]
-    members = [{"member": i, "seed": i, "rate": 1e-2} for i in range(len(speeds))]
+    members = [{"member": i, "seed": i, "learning_rate": 1e-2} for i in range(len(speeds))]
     config = {"steps": 500, "data": {"batch": 1, "length": 1}}
     return Run(Path(), arm, config, {"members": members, "flops_per_token": 1.0}, {}, rows, {}, {})
 

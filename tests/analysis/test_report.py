@@ -91,7 +91,7 @@ def test_a_grid_of_unequal_rates_is_marked_and_its_cells_stand_under_their_rates
     write_run(tmp_path / "grid" / "none", "none", 1, seeds=(100, 101), rates=(3e-3, 1e-2))
     write_run(tmp_path / "grid" / "rotary", "rotary", 2, seeds=(100, 101), rates=(1e-3, 3e-3))
     made = report.write([load(tmp_path / "grid")], tmp_path / "out", "rotary", "x")
-    words = "The arms differ in optimizer.rate (none: 0.003, 0.01; rotary: 0.001, 0.003). An arm that was tuned on more"
+    words = "The arms differ in optimizer.learning_rate (none: 0.003, 0.01; rotary: 0.001, 0.003). An arm that was tuned on more"
     assert [words in warning for warning in made["warnings"]].count(True) == 1
     (tmp_path / "out" / "runs.json").unlink()  # as the archives of before
     assert words in "".join(report.write([load(tmp_path / "out")], tmp_path / "again", "rotary", "x")["warnings"])

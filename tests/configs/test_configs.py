@@ -29,7 +29,7 @@ def test_the_documented_keys_are_there():
 def test_a_string_picks_the_encoding_and_its_row(name):
     config = entry.plain(lm.get_config(f"position={name}"))
     row = dict(POSITIONS[name])
-    row |= {key: config["data"]["length"] for key in ("limit", "trained") if key in row}
+    row |= {key: config["data"]["length"] for key in ("limit", "trained_length") if key in row}
     assert config["model"]["position"] == {"name": name, **row}
 
 
@@ -85,7 +85,7 @@ def test_the_arms_of_a_sweep_differ_in_encoding_and_rate_alone(name):
     stripped = []
     for config in arms.values():
         config["model"] = {key: value for key, value in config["model"].items() if key != "position"}
-        config["optimizer"] = {key: value for key, value in config["optimizer"].items() if key != "rate"}
+        config["optimizer"] = {key: value for key, value in config["optimizer"].items() if key != "learning_rate"}
         stripped.append(config)
     assert all(config == stripped[0] for config in stripped)
 
@@ -93,7 +93,7 @@ def test_the_arms_of_a_sweep_differ_in_encoding_and_rate_alone(name):
 def test_tuning_and_comparison_share_no_seed_and_everything_else():
     quick, tuning = (entry.plain(ablation.get_config(name))["base"] for name in ("quick", "tuning"))
     assert not set(quick.pop("seeds")) & set(tuning.pop("seeds"))
-    quick["optimizer"].pop("rate"), tuning["optimizer"].pop("rate")
+    quick["optimizer"].pop("learning_rate"), tuning["optimizer"].pop("learning_rate")
     assert quick == tuning
     assert set(ablation.TUNED.values()) <= set(ablation.RATES)
 
@@ -103,7 +103,7 @@ def test_each_arms_rate_is_the_archived_grids_best():
     assert {row["arm"]: row["best"] for row in archive["tuning"]} == ablation.TUNED
     tuning = entry.plain(ablation.get_config("tuning"))["base"]
     for row in archive["tuning"]:
-        assert tuple(row["rates"]) == tuning["optimizer"]["rate"] and row["seeds"] == len(tuning["seeds"])
+        assert tuple(row["rates"]) == tuning["optimizer"]["learning_rate"] and row["seeds"] == len(tuning["seeds"])
         assert min(row["final_nats"]) == row["final_nats"][row["rates"].index(row["best"])]
 
 

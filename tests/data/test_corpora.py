@@ -19,7 +19,7 @@ SHAKESPEARE, REVIEWS = SHARED / "tiny_shakespeare.txt", SHARED / "movie_reviews.
 
 
 def make(name: str, cache: str, **changes: object) -> data.Data:
-    section = {"tokenizer": "bytes", "length": 16, "batch": 2, "validation": 2, "split": "", "field": ""} | changes
+    section = {"tokenizer": "bytes", "length": 16, "batch": 2, "validation_rows": 2, "split": "", "field": ""} | changes
     return data.make(name=name, cache=cache, **section)
 
 
@@ -181,7 +181,7 @@ def test_tiny_shakespeare_through_its_real_builder(tmp_path, cache, monkeypatch)
     (tmp_path / "downloads").mkdir()
     shutil.copy(SHAKESPEARE, tmp_path / "downloads" / name)
     (tmp_path / "downloads" / f"{name}.INFO").write_text(json.dumps({"original_fname": "input.txt", "urls": [url]}))
-    made = make("tfds:tiny_shakespeare", cache, validation=4)
+    made = make("tfds:tiny_shakespeare", cache, validation_rows=4)
     assert sum(made.tokens.values()) == SHAKESPEARE.stat().st_size + 3
     assert made.documents == {"train": 1, "validation": 1, "test": 1}
     for changes, words in [({"split": "trian"}, "unknown data.split"), ({"field": "txt"}, "unknown data.field")]:

@@ -112,7 +112,7 @@ def test_rows_are_the_ones_that_archived_results_were_made_with(name, digest):
 
 
 def make(name: str, cache: str, **changes: object) -> data.Data:
-    section = {"tokenizer": "bytes", "length": 64, "batch": 4, "validation": 8, "split": "", "field": ""} | changes
+    section = {"tokenizer": "bytes", "length": 64, "batch": 4, "validation_rows": 8, "split": "", "field": ""} | changes
     return data.make(name=name, cache=cache, **section)
 
 
@@ -144,7 +144,7 @@ def test_through_the_same_path_as_text(tmp_path):
         ("probe:passkey", {"length": 31}, "data.length=31: probe:passkey needs rows of at least 32 tokens"),
         ("probe:copy", {"tokenizer": "bpe:300"}, "data.tokenizer=bpe:300: the symbols of data=probe:copy are bytes"),
         ("probe:copy", {"split": "train"}, "only data=tfds:NAME has them"),
-        ("probe:copy", {"validation": 2**15}, "has 16384 rows of 64 tokens, data.validation asks for 32768"),
+        ("probe:copy", {"validation_rows": 2**15}, "has 16384 rows of 64 tokens, data.validation_rows asks for 32768"),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path, name, changes, words):

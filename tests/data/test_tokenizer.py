@@ -171,7 +171,7 @@ def test_a_run_carries_its_tokenizer(tmp_path, text, kind):
     config = lm.get_config(f"position=rotary,data=text:{text}")
     config.steps, config.every.evaluate, config.every.save = 2, 2, 2
     config.data.tokenizer = f"sentencepiece:{tmp_path / 'my.model'}" if kind == "sentencepiece" else kind
-    config.data.update({"length": 8, "batch": 2, "validation": 2, "cache": str(tmp_path / "cache")})
+    config.data.update({"length": 8, "batch": 2, "validation_rows": 2, "cache": str(tmp_path / "cache")})
     config.model.update({"width": 16, "heads": 2, "layers": 1, "hidden": 16})
     run.train(entry.plain(config), tmp_path / "run", journal.provenance(["test"], {}))
     (tmp_path / "my.model").unlink()

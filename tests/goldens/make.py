@@ -115,7 +115,7 @@ def rotaries() -> None:
     llama_rotary("rotary_linear", {"name": "rotary_linear", **plain, "factor": 4.0}, rope_type="linear", factor=4.0)
     llama_rotary(
         "rotary_dynamic",
-        {"name": "rotary_dynamic", **plain, "factor": 2.0, "trained": 8},
+        {"name": "rotary_dynamic", **plain, "factor": 2.0, "trained_length": 8},
         8,
         rope_type="dynamic",
         factor=2.0,
@@ -123,7 +123,7 @@ def rotaries() -> None:
     for trained in (64, 2048):
         llama_rotary(
             f"yarn_{trained}",
-            {"name": "yarn", **plain, "factor": 4.0, "trained": trained, "fast": 32.0, "slow": 1.0},
+            {"name": "yarn", **plain, "factor": 4.0, "trained_length": trained, "beta_fast": 32.0, "beta_slow": 1.0},
             trained,
             rope_type="yarn",
             factor=4.0,
@@ -133,7 +133,14 @@ def rotaries() -> None:
         )
         llama_rotary(
             f"llama3_{trained}",
-            {"name": "llama3", "base": 500_000.0, "factor": 8.0, "trained": trained, "low": 1.0, "high": 4.0},
+            {
+                "name": "llama3",
+                "base": 500_000.0,
+                "factor": 8.0,
+                "trained_length": trained,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+            },
             trained,
             rope_type="llama3",
             factor=8.0,
@@ -202,7 +209,7 @@ def biases() -> None:
     bias = attention.compute_bias(LENGTH, LENGTH)[0]
     write(
         "relative_bias",
-        {"name": "relative_bias", "buckets": 8, "farthest": 10, "scale": 1.0},
+        {"name": "relative_bias", "buckets": 8, "max_distance": 10, "scale": 1.0},
         f"{HF}, models/t5",
         q=q,
         k=k,
@@ -304,7 +311,7 @@ def shaw(name: str, farthest: int, causal: bool) -> None:
     _, bias = _apply_relative_key_position_encoding(module, q[None], k[None])
     write(
         name,
-        {"name": "shaw", "farthest": farthest, "scale": 1.0},
+        {"name": "shaw", "max_distance": farthest, "scale": 1.0},
         f"{HF}, models/wav2vec2_bert, relative_key",
         causal=causal,
         q=q,
@@ -413,7 +420,7 @@ def both_ways() -> None:
     attention.relative_attention_bias.weight.data.copy_(draw(12, HEADS))
     write(
         "relative_bias_both_ways",
-        {"name": "relative_bias", "buckets": 12, "farthest": 9, "scale": 1.0},
+        {"name": "relative_bias", "buckets": 12, "max_distance": 9, "scale": 1.0},
         f"{HF}, models/t5, an encoder's",
         causal=False,
         q=q,

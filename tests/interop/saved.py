@@ -40,11 +40,11 @@ NUMBERS = {
     "base": 100.0,
     "fraction": 0.5,
     "factor": 4.0,
-    "trained": 12,
-    "fast": 0.5,
-    "slow": 0.125,
-    "low": 0.1,
-    "high": 1.0,
+    "trained_length": 12,
+    "beta_fast": 0.5,
+    "beta_slow": 0.125,
+    "low_freq_factor": 0.1,
+    "high_freq_factor": 1.0,
     "scale": 0.7,
 }
 EPSILON = 0.01

@@ -26,7 +26,7 @@ def runs(text, cache, tmp_path_factory) -> Path:
         config = lm.get_config(f"{chosen},data=text:{text}")
         config.steps, config.seeds = 3, (0, 1)
         config.every.update({"evaluate": 3, "save": 3, "log": 3})
-        config.data.update({"length": 32, "batch": 8, "validation": 6, "cache": cache})
+        config.data.update({"length": 32, "batch": 8, "validation_rows": 6, "cache": cache})
         config.model.update({"width": 32, "heads": 2, "layers": 1})
         run.train(entry.plain(config), folder / name, journal.provenance(["test"], {}))
     return folder

@@ -41,7 +41,7 @@ def test_shifting_finds_each_distance_its_key_and_its_gradient_the_way_back(caus
 def test_products_by_distance_are_those_of_pairs(name, causal, queries, keys, start):
     """Values and gradients, of all keys that a query sees; vectors are shared from 3 tokens on in Shaw's."""
     shape = positional.Shape(width=8, heads=2, head_size=4, layers=2, causal=causal)
-    row = position(name, 16) | ({"farthest": 3, "scale": 1.0} if name == "shaw" else {"scale": 1.0})
+    row = position(name, 16) | ({"max_distance": 3, "scale": 1.0} if name == "shaw" else {"scale": 1.0})
     made = positional.make(row, shape=shape, rngs=nnx.Rngs(0))
     graph, parameters = nnx.split(made)
     q, k = (jax.random.normal(jax.random.key(seed), (2, size, 2, 4)) for seed, size in enumerate((queries, keys)))
