@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rope_lm import run, sharding
+from rope_lm import loop, sharding, timing
+from rope_lm.plan import plan as planned
 from rope_lm.positions import contiguous
 from rope_lm.refusal import Refusal
 
@@ -35,17 +36,17 @@ def matmul_peak(dtype: str, size: int | None = None, count: int = 1) -> float:
     x = jax.random.normal(jax.random.key(0), (size, size), dtype) / size**0.5  # so that the chain stays finite
     everywhere = [jax.device_put(x, device) for device in devices]
     chain = jax.jit(lambda x: jax.lax.fori_loop(0, count, lambda _, y: jnp.matmul(x, y, precision="highest"), x))
-    seconds = float(run.rounds_of({"chain": lambda: [chain(x) for x in everywhere]}, rounds=7)["chain"].min())
+    seconds = float(timing.rounds_of({"chain": lambda: [chain(x) for x in everywhere]}, rounds=7)["chain"].min())
     peak = len(everywhere) * 2 * size**3 * count / seconds
     return peak if seconds >= 0.01 else matmul_peak(dtype, size, 4 * count)
 
 
-def _steppers(configs: Mapping[Any, Config]) -> tuple[dict[Any, run.Stepper], dict[Any, Row]]:
+def _steppers(configs: Mapping[Any, Config]) -> tuple[dict[Any, timing.Stepper], dict[Any, Row]]:
     """A stepper for each config that can run, and a row {"refused": why} for each that cannot."""
     steppers, refused = {}, {}
     for key, config in configs.items():
         try:
-            steppers[key] = run.Stepper(run.plan(config))
+            steppers[key] = timing.Stepper(planned(config))
         except Refusal as refusal:
             refused[key] = {"refused": str(refusal)}
     return steppers, refused
@@ -57,7 +58,7 @@ def encodings(configs: Mapping[str, Config], peak: float) -> list[Row]:
     Overhead is the median over rounds of its step's ratio to that of `none`.
     """
     steppers, rows = _steppers(configs)
-    times = run.rounds_of(steppers, rounds=15)
+    times = timing.rounds_of(steppers, rounds=15)
     read = decoding(steppers)
     for name, stepper in steppers.items():
         plan, seconds = stepper.plan, _median(times[name])
@@ -90,7 +91,7 @@ def _median(values: np.ndarray) -> float:
 class Decoder:
     """Reads the first half of a row at once, and the second one token at a time with the cache, as generate does."""
 
-    def __init__(self, stepper: run.Stepper):
+    def __init__(self, stepper: timing.Stepper):
         plan = stepper.plan
         self.model, self.length = plan.program.model(stepper.state, 0), plan.data.length
         if sharding.rows_alone(plan.mesh):  # one row needs one device
@@ -118,7 +119,7 @@ class Decoder:
         return self.token
 
 
-def decoding(steppers: Mapping[str, run.Stepper]) -> dict[str, Row]:
+def decoding(steppers: Mapping[str, timing.Stepper]) -> dict[str, Row]:
     """Seconds of one row, by name: of reading half of it, and of each token of the other half. The steppers lose their
     state: what the optimizer keeps is no longer needed."""
     calls, length = {}, {}
@@ -127,7 +128,7 @@ def decoding(steppers: Mapping[str, run.Stepper]) -> dict[str, Row]:
         del stepper.state
         calls |= {(name, "prefill"): decoder.prefill, (name, "write"): decoder.write}
         length[name] = decoder.length // 2
-    seconds = {key: _median(values) for key, values in run.rounds_of(calls, rounds=5).items()}
+    seconds = {key: _median(values) for key, values in timing.rounds_of(calls, rounds=5).items()}
     return {
         name: {
             "prefill_seconds": seconds[name, "prefill"],
@@ -144,7 +145,7 @@ def parts(config: Config) -> dict[str, float]:
     The last two are medians of what a round's gradients took more than its evaluation of the same rows, and its step
     more than its gradients: what lies below the noise may be negative.
     """
-    stepper = run.Stepper(run.plan(config))
+    stepper = timing.Stepper(planned(config))
     program, rows = stepper.plan.program, stepper.rows
     first = jnp.asarray(np.asarray(rows[0]))  # on every device, as an evaluation has its rows
     forward = program.evaluate.lower(stepper.state, first).compile()
@@ -154,7 +155,7 @@ def parts(config: Config) -> dict[str, float]:
         "gradients": lambda: gradients(stepper.state, rows),
         "step": stepper,
     }
-    times = run.rounds_of(calls, rounds=7)
+    times = timing.rounds_of(calls, rounds=7)
     return {
         "forward_seconds": _median(times["forward"]),
         "backward_seconds": _median(times["gradients"] - times["forward"]),
@@ -165,7 +166,7 @@ def parts(config: Config) -> dict[str, float]:
 def ensembles(config: Config, sizes: Sequence[int]) -> list[Row]:
     """An ensemble of M members against M single runs in turn; `sizes` begin with 1."""
     steppers, rows = _steppers({size: {**config, "seeds": tuple(range(size))} for size in sizes})
-    times = run.rounds_of(steppers, rounds=4)
+    times = timing.rounds_of(steppers, rounds=4)
     for size, taken in times.items():
         rows[size] = {"step_seconds": _median(taken), "over_in_turn": _median(taken / times[1]) / size}
     return [{"members": size, **rows[size]} for size in sizes]
@@ -188,7 +189,7 @@ def lengths(configs: Mapping[str, Config], lengths: Sequence[int]) -> dict[str, 
             data = {**config["data"], "length": length, "batch": max(1, tokens // length), "validation_rows": 1}
             cut[name, length] = {**config, "data": data, "mesh": one}
     steppers, rows = _steppers(cut)
-    for key, taken in run.rounds_of(steppers, rounds=3).items():
+    for key, taken in timing.rounds_of(steppers, rounds=3).items():
         data, stepper = cut[key]["data"], steppers[key]
         tokens = data["batch"] * data["length"]
         rows[key] = {"seconds_per_token": _median(taken) / tokens, "bytes_per_token": stepper.peak_bytes / tokens}
@@ -198,7 +199,7 @@ def lengths(configs: Mapping[str, Config], lengths: Sequence[int]) -> dict[str, 
 
 def host(config: Config, steps: int) -> dict[str, float]:
     """The share of the loop that the host waited for data, over `steps` real steps."""
-    stepper = run.Stepper(run.plan(config))
+    stepper = timing.Stepper(planned(config))
     plan = stepper.plan
     batches = plan.data.batches([m.seed for m in plan.members], 0, steps)
     waited, began = 0.0, time.perf_counter()
@@ -215,7 +216,7 @@ def host(config: Config, steps: int) -> dict[str, float]:
 def bookkeeping(config: Config) -> dict[str, float]:
     """The share of the wall time of a real run without compiling that logging, saving and waiting for saves took."""
     with tempfile.TemporaryDirectory() as folder:
-        run.train(config, folder, {})
+        loop.train(config, folder, {})
         manifest = json.loads((Path(folder) / "manifest.json").read_text())
     wall = manifest["wall_seconds"] - manifest["compile_seconds"]
     return {"bookkeeping_share": manifest["bookkeeping_seconds"] / wall, "steps": config["steps"]}

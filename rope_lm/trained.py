@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rope_lm import attention, data, journal, positional, sharding, training
+from rope_lm import attention, data, positional, run_directory, sharding, training
 from rope_lm.checkpoint import Checkpoints
 from rope_lm.data import tokenizer
 from rope_lm.data.tokenizer import Tokenizer
@@ -47,7 +47,7 @@ class Trained:
 
 def read(workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The config and the manifest of a run. Raises Refusal where there is none."""
-    config, manifest = (journal.read_json(workdir / f"{name}.json") for name in ("config", "manifest"))
+    config, manifest, _ = run_directory.read(workdir)
     if not isinstance(config, dict) or not isinstance(manifest, dict) or "data" not in config:
         raise Refusal(f"{str(workdir)!r} holds no run (no config.json and manifest.json in it): give its --workdir")
     return config, manifest
@@ -62,7 +62,7 @@ def text(workdir: Path, rows: int, multiple: int = 1) -> np.ndarray:
     section = {**config["data"], "length": config["data"]["length"] * multiple, "validation_rows": rows, "batch": 1}
     made = data.make(**bind(data.make, section, "data", {}))
     probe = section["name"].startswith("probe:")  # whose fingerprint is one of rows of this length
-    if not probe and (differ := journal.differences(manifest["data"]["fingerprint"], dict(made.fingerprint))):
+    if not probe and (differ := run_directory.differences(manifest["data"]["fingerprint"], dict(made.fingerprint))):
         raise Refusal(
             f"{str(workdir)!r} was trained on another text than data.name={section['name']} is here (other "
             f"{', '.join(key for key, *_ in differ)}): read it where it was trained, or give the same files"
