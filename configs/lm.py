@@ -8,7 +8,7 @@ The string picks the shape (position, data, scale, objective, attention, block),
 
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from configs.presets import ATTENTIONS, BLOCKS, OBJECTIVES, POSITIONS, SCALES, parse, pick
 
@@ -63,6 +63,7 @@ def get_config(text: str = "") -> ConfigDict:
         {
             "width": scale["model"]["width"],
             "heads": scale["model"]["heads"],
+            "head_size": config_dict.placeholder(int),  # None: width / heads
             "layers": scale["model"]["layers"],
             "position": position(chosen["position"], config.data),
             "tied": False,
@@ -80,6 +81,7 @@ def get_config(text: str = "") -> ConfigDict:
     config.model.hidden = hidden(config.model.get_ref("width"), config.model.block.mlp)
     config.optimizer = ConfigDict(
         {
+            "name": "adamw",
             "learning_rate": (3e-3,),  # peak; several make an ensemble
             "schedule": "cosine",  # constant, cosine, wsd
             "warmup": 0.05,  # fraction of the steps
