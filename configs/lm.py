@@ -43,7 +43,7 @@ def hidden(width: Any, mlp: str) -> Any:
 
 
 def get_config(text: str = "") -> ConfigDict:
-    """Return the config that `position=...,data=...,scale=...` names. Every value is here; the library has no defaults."""
+    """Return the config that `position=...,data=...,scale=...` names. The library has no values of its own."""
     chosen = parse(text, DEFAULTS)
     scale = pick("scale", chosen["scale"], SCALES)
     config = ConfigDict()

@@ -82,7 +82,7 @@ def tuned(base: ConfigDict) -> Iterator[Arm]:
 
 
 def sizes(base: ConfigDict) -> Iterator[Arm]:
-    """Yield four sizes, three seeds. The best rate falls as one over the width (arXiv 2203.03466) from TUNED's at 64."""
+    """Yield four sizes, three seeds. The best rate falls as 1/width (arXiv 2203.03466); TUNED has those of width 64."""
     _begin(base, SEEDS[:3])
     for size, (width, layers) in SIZES.items():
         shape = {"width": width, "hidden": 4 * width, "heads": width // 16, "layers": layers}
@@ -92,7 +92,7 @@ def sizes(base: ConfigDict) -> Iterator[Arm]:
 
 
 def embedding_scale(base: ConfigDict) -> Iterator[Arm]:
-    """Yield token embeddings of three scales beside sinusoids of amplitude one, at the rates of scale 1; three seeds."""
+    """Yield three scales of token embeddings beside sinusoids of amplitude one, at the rates of scale 1."""
     _begin(base, SEEDS[:3])
     for setting, scale in EMBEDDING_SCALES.items():
         for name in COMPARED:
@@ -117,8 +117,8 @@ def _over(base: ConfigDict, setting: str, name: str, rates: tuple[float, ...]) -
     }
 
 
-def _claim(setting: str, baseline: str, source: str, published: str, **changes: Any) -> dict[str, Any]:
-    """Return the claim that rotary takes fewer steps than `baseline`, with these `changes`.
+def _claim(setting: str, baseline: str, source: str, published: str) -> dict[str, Any]:
+    """Return the claim that rotary takes fewer steps than `baseline`.
 
     relation: "above" (the outcome exceeds the threshold) or "within" (its magnitude does not: no difference).
     outcome: "steps", "seconds" or "flops" to the baseline's median final loss, as the ratio of the baseline's to the
@@ -133,7 +133,7 @@ def _claim(setting: str, baseline: str, source: str, published: str, **changes: 
         "threshold": 1.0,
         "source": source,
         "published": published,
-    } | changes
+    }
 
 
 ROFORMER, ELEUTHER = "RoFormer, arXiv 2104.09864", "EleutherAI, Rotary Embeddings: A Relative Revolution"
@@ -152,67 +152,45 @@ CLAIMS = {
             "sinusoidal",
             ROFORMER,
             'Performer on enwik8: "rapid convergence and lower loss"; a curve, one seed',
-            treatment="rotary_features",
-        ),
+        )
+        | {"treatment": "rotary_features"},
         "roformer-performer-as-run": _claim(
             "causal-performer",
             "sinusoidal",
             f"{ROFORMER}, by the code it cites",
             "rotary before the feature map, with sinusoids added",
-            treatment="rotary_sinusoidal",
-        ),
-        "eleuther-learned": _claim(
-            "causal-softmax", "learned", ELEUTHER, "about 30% faster; 2.759 against 2.809 nats", threshold=1.3
-        ),
-        "eleuther-t5": _claim(
-            "causal-softmax", "relative_bias", ELEUTHER, "10-20% faster; 2.759 against 2.801 nats", threshold=1.1
-        ),
+        )
+        | {"treatment": "rotary_sinusoidal"},
+        "eleuther-learned": _claim("causal-softmax", "learned", ELEUTHER, "about 30% faster; 2.759 against 2.809 nats")
+        | {"threshold": 1.3},
+        "eleuther-t5": _claim("causal-softmax", "relative_bias", ELEUTHER, "10-20% faster; 2.759 against 2.801 nats")
+        | {"threshold": 1.1},
         "alibi-tie": _claim(
             "causal-softmax",
             "sinusoidal",
             "ALiBi, arXiv 2108.12409",
             "a tie: perplexity 20.07 against 20.05 (-0.001 nats)",
-            outcome="final",
-            relation="within",
-            threshold=TIE,
-        ),
+        )
+        | {"outcome": "final", "relation": "within", "threshold": TIE},
         "kerple-gap": _claim(
             "causal-softmax",
             "sinusoidal",
             "KERPLE, arXiv 2205.09921",
             "perplexity 24.2 against 33 (0.31 nats), five seeds",
-            outcome="final",
-            threshold=TIE,
-        ),
-        "haviv-masked": _claim("masked-softmax", "none", OURS, "they had no rotary", outcome="final", threshold=0.5),
-        "haviv-causal": _claim(
-            "causal-softmax",
-            "none",
-            OURS,
-            "they had no rotary",
-            outcome="final",
-            relation="within",
-            threshold=0.1,
-        ),
+        )
+        | {"outcome": "final", "threshold": TIE},
+        "haviv-masked": _claim("masked-softmax", "none", OURS, "they had no rotary")
+        | {"outcome": "final", "threshold": 0.5},
+        "haviv-causal": _claim("causal-softmax", "none", OURS, "they had no rotary")
+        | {"outcome": "final", "relation": "within", "threshold": 0.1},
         "haviv-learned-masked": _claim(
-            "masked-softmax",
-            "none",
-            HAVIV,
-            "masked models without positions fail: perplexity 147 against 4 (3.6 nats)",
-            treatment="learned",
-            outcome="final",
-            threshold=0.5,
-        ),
+            "masked-softmax", "none", HAVIV, "masked models without positions fail: perplexity 147 against 4 (3.6 nats)"
+        )
+        | {"treatment": "learned", "outcome": "final", "threshold": 0.5},
         "haviv-learned-causal": _claim(
-            "causal-softmax",
-            "none",
-            HAVIV,
-            "causal models do without: perplexity 20.97 against 20.42 (0.03 nats)",
-            treatment="learned",
-            outcome="final",
-            relation="within",
-            threshold=0.1,
-        ),
+            "causal-softmax", "none", HAVIV, "causal models do without: perplexity 20.97 against 20.42 (0.03 nats)"
+        )
+        | {"treatment": "learned", "outcome": "final", "relation": "within", "threshold": 0.1},
     },
     "sizes": {
         f"any-size-{size}": _claim(size, "sinusoidal", ROFORMER, "faster across architectures and setups")
@@ -224,18 +202,15 @@ CLAIMS = {
             "sinusoidal",
             "this study: sinusoids of amplitude 1 drown small embeddings",
             "KERPLE: 0.31 nats between them",
-            outcome="final",
-            threshold=TIE,
-        ),
+        )
+        | {"outcome": "final", "threshold": TIE},
         "equal-embeddings-tie": _claim(
             "scale1",
             "sinusoidal",
             "this study: embeddings of the sinusoids' amplitude do not suffer",
             "ALiBi: -0.001 nats between them",
-            outcome="final",
-            relation="within",
-            threshold=TIE,
-        ),
+        )
+        | {"outcome": "final", "relation": "within", "threshold": TIE},
     },
 }
 STUDIES = {"replication": replication, "tuned": tuned, "sizes": sizes, "embedding_scale": embedding_scale}
