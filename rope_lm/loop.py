@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rope_lm._interim import documents, training
+from rope_lm import training
 from rope_lm.checkpoint import Checkpoints
 from rope_lm.data import batches
 from rope_lm.plan import Plan, initial, plan
@@ -33,7 +33,7 @@ def train(
     anything is trained; MemoryError if a device runs out of memory while training; OSError for a full disk.
     """
     planned = plan(config, deterministic)
-    with RunDirectory.open(workdir, config, manifest(planned, provenance)) as directory:
+    with RunDirectory.open(workdir, config, manifest(planned, provenance, deterministic)) as directory:
         status = directory.status
         if directory.saved > planned.steps:
             raise Refusal(
@@ -53,7 +53,7 @@ def train(
         return directory.finish(*outcome)
 
 
-def manifest(plan: Plan, provenance: Mapping[str, Any]) -> dict[str, Any]:
+def manifest(plan: Plan, provenance: Mapping[str, Any], deterministic: bool) -> dict[str, Any]:
     """Return the metadata of a run: everything in its directory that is known before it begins, except the config."""
     devices = plan.mesh.devices.flatten()
     execution = plan.program.execution._asdict()
@@ -77,7 +77,7 @@ def manifest(plan: Plan, provenance: Mapping[str, Any]) -> dict[str, Any]:
         "kernel": execution["kernel"],
         "execution": execution,
         "precision": plan.config["model"]["dtype"],
-        "deterministic": execution["compiler_options"],
+        "deterministic": execution["compiler_options"] if deterministic else None,
     }
 
 
@@ -237,7 +237,7 @@ class Loop:
     def _validate(self) -> None:
         """Write the loss of each member on the validation rows, and keep its losses by document."""
         data = self.plan.data
-        found = jax.device_get(self.compiled.evaluate(self.state, data.validation, documents(data)))
+        found = jax.device_get(self.compiled.evaluate(self.state, data.validation, self.plan.documents))
         tokens = int(found.tokens.sum())
         means = found.nats.astype(np.float64).sum(-1) / tokens
         rows = [
@@ -252,12 +252,11 @@ class Loop:
             }
             for i in np.flatnonzero(~self.lost).tolist()
         ]
-        count = int(documents(data).max()) + 1
         self.documents = {
             "schema": 1,
             "step": self.done,
-            "tokens": found.document_tokens[:count].tolist(),
-            "nats": [[finite_or_none(nats) for nats in member] for member in found.document_nats[:, :count].tolist()],
+            "tokens": found.document_tokens.tolist(),
+            "nats": [[finite_or_none(nats) for nats in member] for member in found.document_nats.tolist()],
         }
         with self._timed():
             self.directory.write(rows)

@@ -22,13 +22,13 @@ CONFIG = {  # config keys: old name -> today's
     "model.position.low": "model.position.low_freq_factor",
     "model.position.high": "model.position.high_freq_factor",
 }
+ADDED = {"model": {"head_size": None}, "optimizer": {"name": "adamw"}}  # keys that earlier versions did not have
 FIELDS = {"rate": "learning_rate"}  # of a manifest's members and of a row of metrics
-LEAVES = {"rate": "learning_rate"}  # of the tree in a checkpoint
 
 
 def config(old: Mapping[str, Any], section: str = "") -> dict[str, Any]:
     """Return a config, or one of its sections, with today's keys."""
-    new = {}
+    new = dict(ADDED.get(section, {}))
     for key, value in old.items():
         path = f"{section}.{key}" if section else key
         new[_key(path).rpartition(".")[2]] = config(value, path) if isinstance(value, Mapping) else value
@@ -56,13 +56,12 @@ def row(old: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def leaf(path: str) -> str:
-    """Return today's name ("moments/1/count") of a leaf of a checkpoint's tree, from any version's (".moments[1].count").
+    """Return the name of a leaf of a checkpoint's tree, as any version wrote it, in today's form.
 
-    >>> leaf(".params['head']['weight']"), leaf(".rate")
-    ('params/head/weight', 'learning_rate')
+    >>> leaf(".params['head']['weight']"), leaf(".moments[1].count")
+    ('params/head/weight', 'moments/1/count')
     """
-    name = "/".join(re.findall(r"\w+", path))
-    return LEAVES.get(name, name)
+    return "/".join(re.findall(r"\w+", path))
 
 
 def _key(path: str) -> str:

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from rope_lm import data, machine, sharding
-from rope_lm._interim import costs, documents, training
+from rope_lm import costs, data, machine, sharding, training
 from rope_lm.data import Data
 from rope_lm.refusal import Refusal, unknown
 from rope_lm.settings import bind
@@ -71,6 +70,14 @@ class Plan:
     flops_per_token: float  # forward and backward
 
     @cached_property
+    def documents(self) -> training.Documents:
+        """The documents of the validation rows."""
+        number = getattr(
+            self.data, "validation_documents", np.zeros((len(self.data.validation), self.data.length), np.int32)
+        )  # TODO: data
+        return training.Documents(jnp.asarray(number), int(number.max()) + 1)
+
+    @cached_property
     def compiled(self) -> Compiled:
         """The compiled programs. Raises Refusal if a device has too little memory for them."""
         self.check_state()
@@ -78,7 +85,7 @@ class Plan:
         shape = (len(self.members), self.data.batch, self.data.length + 1)
         rows = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=program.rows)
         step = program.step.lower(program.abstract, rows).compile()
-        evaluate = program.evaluate.lower(program.abstract, self.data.validation, documents(self.data)).compile()
+        evaluate = program.evaluate.lower(program.abstract, self.data.validation, self.documents).compile()
         compiled = Compiled(step, evaluate, time.monotonic() - began, costs.memory(step), costs.memory(evaluate))
         self._check_memory("a step", compiled.step_bytes, self.smaller())
         self._check_memory("an evaluation", compiled.evaluate_bytes, self.smaller())
@@ -133,11 +140,11 @@ def draft(config: Mapping[str, Any], deterministic: bool = False) -> Plan:
     members = tuple(
         Member(i, seed, rate) for i, (seed, rate) in enumerate((s, r) for s in config["seeds"] for r in rates)
     )
-    build = {"members": len(members), "mesh": mesh, "deterministic": deterministic}
+    make = partial(training.make, config, members=len(members), mesh=mesh, deterministic=deterministic)
     # Once with any vocabulary: a mistake in the model is named before minutes are spent on preparing text.
-    training.make(config, vocabulary=2, **build)
+    make(vocabulary=2)
     text = data.make(**section)
-    program = training.make(config, vocabulary=text.vocabulary, **build)
+    program = make(vocabulary=text.vocabulary)
     params = program.abstract.params
     return Plan(
         config=config,

@@ -1,14 +1,16 @@
-"""Step times: rounds in which programs take turns, and a step that can be called over and over."""
+"""Step times: a compiled step that can be called over and over, and rounds in which programs take turns."""
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
-from rope_lm._interim import training
+from rope_lm import costs, training
 from rope_lm.plan import Plan, initial
+
+Key = TypeVar("Key")
 
 
 class Stepper:
@@ -20,28 +22,29 @@ class Stepper:
         self.rows = jax.device_put(batch.rows, plan.program.rows)
         began = time.perf_counter()
         self.step = plan.program.step.lower(self.state, self.rows).compile()
-        self.compile = time.perf_counter() - began  # seconds
-        memory = self.step.memory_analysis()
-        fresh = memory.output_size_in_bytes - memory.alias_size_in_bytes
-        self.peak_bytes = memory.temp_size_in_bytes + memory.argument_size_in_bytes + fresh  # of each device
+        self.compile_seconds = time.perf_counter() - began
+        self.bytes = costs.memory(self.step)  # on each device
 
     def __call__(self) -> training.Metrics:
         self.state, metrics = self.step(self.state, self.rows)
         return metrics
 
 
-def rounds_of(calls: Mapping[Any, Callable[[], Any]], rounds: int) -> dict[Any, np.ndarray]:
-    """Seconds [rounds] of each call over rounds A B C A B C, so that a noisy machine hits all alike; one warms up."""
-    taken = [[_clock(call) for call in calls.values()] for _ in range(rounds + 1)]
+def rounds_of(calls: Mapping[Key, Callable[[], Any]], rounds: int) -> dict[Key, np.ndarray]:
+    """Return the seconds [rounds] of each call over rounds A B C A B C, after one that warms up.
+
+    Taking turns lets a noisy machine affect all calls alike.
+    """
+    taken = [[_seconds(call) for call in calls.values()] for _ in range(rounds + 1)]
     return dict(zip(calls, np.array(taken[1:]).T, strict=True))
 
 
-def _clock(call: Callable[[], Any]) -> float:
+def _seconds(call: Callable[[], Any]) -> float:
     began = time.perf_counter()
     jax.block_until_ready(call())
     return time.perf_counter() - began
 
 
 def seconds_per_step(plan: Plan) -> float:
-    """Of all members together: the median of five steps after the first, compilation excluded."""
+    """Return the median time of five steps of all members, without compilation and after a first step."""
     return float(np.median(rounds_of({"step": Stepper(plan)}, rounds=5)["step"]))
