@@ -29,6 +29,8 @@ class Local:
     process that is killed, or fills its memory, leaves the sweep alive.
     """
 
+    command = (sys.executable, "-m", "scripts.train")
+
     def __init__(self, root: Path, at_once: int, flags: Sequence[str]):
         self.root, self.flags, self.shares = root, flags, shares.equal(at_once)
         self.console = Console(stderr=True)
@@ -108,7 +110,7 @@ class Local:
     ) -> subprocess.Popen[str]:
         config = f"--config=configs/resolved.py:{self.root / 'plan' / arm}.json"
         child = subprocess.Popen(
-            [sys.executable, "-m", "scripts.train", *flags, config],
+            [*self.command, *flags, config],
             cwd=Path(__file__).parents[2],
             env=os.environ | dict(share.environment),
             stdout=output,
