@@ -145,8 +145,11 @@ def specify(
     width, heads, head_size, layers = (model[key] for key in ("width", "heads", "head_size", "layers"))
     shape = transformer.check(width, heads, head_size, layers, predicted.causal)
     effects = positional.effects(model["position"], shape)
-    # Weight decay needs the model's parameters, which need the kernel, which needs the mesh: checked in that order.
-    made = optimizer.make(config["optimizer"], steps=config["steps"], decays=True)
+
+    def decays(params: Any) -> Any:  # called once the model is known
+        return metadata(abstract, lambda path, variable: variable.decays)
+
+    made = optimizer.make(config["optimizer"], steps=config["steps"], decays=decays)
     if batch % made.accumulation_steps:
         raise Refusal(
             f"data.batch = {batch} cannot be cut into optimizer.accumulation_steps = {made.accumulation_steps} equal "
@@ -160,8 +163,6 @@ def specify(
     layout = Layout(chosen.unroll, sharding.stream(mesh))
     abstract = nnx.eval_shape(partial(build, model, predicted, layout), jnp.uint32(0))
     positional.check_length(abstract.position, length)
-    decays = metadata(abstract, lambda path, variable: variable.decays)
-    made = optimizer.make(config["optimizer"], steps=config["steps"], decays=decays)
     return Spec(model, abstract, predicted, made, chosen, mesh, members, batch, length)
 
 
