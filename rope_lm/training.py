@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh, Sharding
+from jax.stages import Wrapped
 from jaxtyping import Array, Float, Int, Key, UInt
 
 from rope_lm import execution, objective, optimizer, positional, sharding, transformer
@@ -91,10 +92,10 @@ class Program(NamedTuple):
     """The functions below jitted over a mesh, and their arguments' shapes."""
 
     spec: Spec
-    init: Callable[[UInt[Array, "M"], Float[Array, "M"]], State]  # seeds, peak learning rates
-    step: Callable[[State, Int[Array, "M B W"]], tuple[State, Metrics]]
-    gradients: Callable[[State, Int[Array, "M B W"]], tuple[Float[Array, "M"], Any]]  # of a step, with its nats
-    evaluate: Callable[[State, Int[Array, "R W"], Documents], Evaluation]
+    init: Wrapped  # seeds, peak learning rates -> State
+    step: Wrapped  # State, rows [M B W] -> State, Metrics
+    gradients: Wrapped  # State, rows [M B W] -> nats [M], gradients
+    evaluate: Wrapped  # State, rows [R W], Documents -> Evaluation
     abstract: State  # shapes, dtypes and shardings
     rows: Sharding  # of the rows of a step
 
