@@ -29,7 +29,7 @@ def config(text, cache) -> dict:
         ("data", {"name": "stdlb"}, "unknown data 'stdlb': did you mean stdlib"),
         ("data", {"length": 50000}, "the training text has .* rows of 50000 tokens, a batch needs 4"),
         ("model", {"heads": 3}, "model.width=16 is not divisible by model.heads=3"),
-        ("model", {"heads": 16}, "head size 16/16 = 1 is odd"),
+        ("model", {"heads": 16}, "the head size 1 is odd"),
         ("model", {"embedding_scale": float("nan")}, "model.embedding_scale=nan: must be a finite number"),
         ("model", {"attention": {"name": "softmax", "kernel": "cudnn"}}, "model.attention.kernel=cudnn runs on NVIDIA"),
         ("model", {"position": {"name": "rotery", "base": 1e4}}, "unknown model.position.name 'rotery'"),

@@ -40,8 +40,8 @@ def ran(workdir: Path) -> None:
 
 def test_a_run_directory_holds_what_it_should(tmp_path):
     ran(tmp_path)
-    config, manifest, status = run_directory.read(tmp_path)
-    assert config == json.loads(json.dumps(CONFIG))
+    _, manifest, status = run_directory.read(tmp_path)
+    assert run_directory.read_json(tmp_path / "config.json") == json.loads(json.dumps(CONFIG))
     assert (
         manifest["versions"]["jax"] and manifest["argv"] == ["train", "--x"] and manifest["overrides"] == {"steps": 10}
     )

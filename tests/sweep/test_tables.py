@@ -2,7 +2,7 @@
 
 import pytest
 
-from configs import ablation
+from configs import ablation, lm
 from rope_lm import plan
 from rope_lm.refusal import Refusal
 from rope_lm.sweep.arms import expand
@@ -33,6 +33,18 @@ def test_dry_prints_every_arm_and_then_refuses_what_does_not_fit(arms, monkeypat
         show_plan(arms)
     said = capsys.readouterr().out
     assert said.count("too little") == 2 and "nothing was trained" in said
+
+
+def test_dry_of_a_billion_parameters_says_what_it_would_need(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "160")
+    config = entry.plain(lm.get_config("scale=1b,data=probe:copy"))
+    monkeypatch.setattr(plan, "capacity", lambda _: 16 * 10**9)
+    with pytest.raises(
+        Refusal, match=r"this run: the state of training needs 16\.1 GB on one device of 16\.0 GB: lower"
+    ):
+        show_plan({"this run": config})
+    said = capsys.readouterr().out
+    assert "1,007,769,600" in said and "too little" in said and "nothing was trained" in said
 
 
 @pytest.mark.parametrize(
