@@ -18,7 +18,6 @@ class Execution(NamedTuple):
     members_in_turn: bool  # one member of the ensemble after another, instead of all at once
     pieces: int  # of a batch, one after another
     unroll: bool  # layers one after another, instead of a loop
-    donate: bool  # a step's state takes the memory of the state before
     compiler_options: Mapping[str, bool]  # of every program
     init_options: Mapping[str, int]  # of the program that draws initial values, in addition
 
@@ -54,7 +53,6 @@ def choose(
         members_in_turn=(on_cpu or fused_bias) and mesh["member"] == 1,
         pieces=pieces,
         unroll=layers <= UNROLLED.get(platform, 0) and model["remat"] != "full",
-        donate=not on_cpu,  # a CPU's program would copy parameters and moments first
         compiler_options=options,
         # It runs once, and LLVM's later passes take longer than they save; the bits stay the same.
         init_options={"xla_backend_optimization_level": 1} if on_cpu else {},

@@ -343,7 +343,7 @@ def make(
             partial(train_step, spec),
             in_shardings=(shardings, rows),
             out_shardings=(shardings, everywhere),
-            donate_argnums=(0,) if spec.execution.donate else (),
+            donate_argnums=0,
         ),
         gradients=jit(
             partial(batch_gradients, spec),
