@@ -104,7 +104,8 @@ class Loop:
 
     def __init__(self, plan: Plan, directory: RunDirectory):
         self.plan, self.directory = plan, directory
-        self.done, self.state = 0, None
+        self.done = 0
+        self.state: Any = None  # a training.State, once there is one
         self.consumed = [""] * len(plan.members)  # data.batches.chain of all batches up to step `done`
         self.pending: tuple[int, training.Metrics] | None = None  # metrics of a step that may not be computed yet
         self.diverged = np.full(len(plan.members), -1)  # the step at which a member diverged; -1 if it did not
@@ -150,7 +151,7 @@ class Loop:
 
     def _train(self) -> None:
         plan, every = self.plan, self.plan.every
-        source = plan.data.batches([member.seed for member in plan.members], self.done, plan.steps)
+        source: Any = plan.data.batches([member.seed for member in plan.members], self.done, plan.steps)
         with closing(source), TrainingProgress(self.directory.workdir.name, self.done, plan.steps) as self.progress:
             if self.done == 0:
                 self._validate()

@@ -22,7 +22,7 @@ from rope_lm.refusal import Refusal
 class _Notices(io.FileIO):
     """A stream that may be gone (`| head`, a dead sweep) or full: output that does not fit is dropped."""
 
-    def write(self, content: bytes) -> int:
+    def write(self, content: Any, /) -> int:
         with suppress(OSError):
             return super().write(content) or len(content)
         return len(content)

@@ -40,7 +40,7 @@ def main() -> int:
     config = entry.config(CONFIG)
     if "arms" in config:
         raise Refusal("--config is that of a sweep, which has arms: python -m scripts.sweep trains, or lists, them")
-    workdir = None if DRY.value or TIME.value else entry.required(WORKDIR)
+    workdir = "" if DRY.value or TIME.value else entry.required(WORKDIR)
     entry.huge_pages()
     from rope_lm import loop, plan, timing  # they import JAX; a mistake in the flags is answered before that
     from rope_lm.sweep import tables
@@ -62,9 +62,9 @@ def main() -> int:
 
 def usage() -> str:
     """Return the help, with the names in the tables."""
-    indent = {"initial_indent": "    ", "subsequent_indent": 15 * " "}
-    lines = (textwrap.fill(f"{key:<10} {', '.join(table)}", 104, **indent) for key, table in CHOICES.items())
-    return (__doc__ or "").format(choices="\n".join(lines))
+    lines = (f"    {key:<10} {', '.join(table)}" for key, table in CHOICES.items())
+    choices = "\n".join(textwrap.fill(line, 104, subsequent_indent=15 * " ") for line in lines)
+    return (__doc__ or "").format(choices=choices)
 
 
 if __name__ == "__main__":

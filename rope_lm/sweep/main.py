@@ -15,7 +15,7 @@ from rope_lm.sweep.pool import MISTAKE, STOPPED, Local
 LAUNCHERS = {"local": Local}  # where arms can train, by name
 
 
-def sweep(arms: Mapping[str, Config], claims: Mapping[str, Any], root: Path, launcher: Local) -> int:
+def sweep(arms: dict[str, Config], claims: Mapping[str, Any], root: Path, launcher: Local) -> int:
     """Train every arm in root/ARM and list how each ended; return an exit status.
 
     First a step of each setting is measured, to say how long the sweep takes. sweep.json keeps the measured times, and
@@ -50,7 +50,7 @@ def _read(root: Path) -> dict[str, Any]:
 
 
 def _measure(
-    arms: Mapping[str, Config], root: Path, known: Mapping[str, Any], launcher: Local
+    arms: dict[str, Config], root: Path, known: Mapping[str, Any], launcher: Local
 ) -> dict[str, dict[str, Any]]:
     """Return the seconds per step of one arm of each setting that has steps left and is not `known` already."""
     measured = {}
