@@ -249,7 +249,7 @@ class Loop:
         self.documents = {
             "schema": 1,
             "step": self.done,
-            "tokens": found.document_tokens.tolist(),
+            "tokens": found.document_tokens.astype(int).tolist(),
             "nats": [[finite_or_none(nats) for nats in member] for member in found.document_nats.tolist()],
         }
         with self._timed():

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from configs import studies
-from rope_lm import loop
+from rope_lm import loop, settings
 from rope_lm.sweep.arms import expand
 from rope_lm.sweep.main import sweep
 from rope_lm.sweep.pool import Local
@@ -21,7 +21,8 @@ class InProcess(Local):
     def train(self, names: list[str], seconds_left: dict[str, float]) -> dict[str, int]:
         configs = {arm: json.loads((self.root / "plan" / f"{arm}.json").read_text()) for arm in names}
         ended = {
-            arm: loop.train(config, self.root / arm, {"commit": "", "diff": ""}) for arm, config in configs.items()
+            arm: loop.train(settings.tuples(config), self.root / arm, {"commit": "", "diff": ""})
+            for arm, config in configs.items()
         }
         return {arm: 0 if status["status"] == "finished" else 1 for arm, status in ended.items()}
 
