@@ -48,7 +48,7 @@ def arrange(fault: str) -> None:
         time.time = lambda: real() + float(number)
         return
     from rope_lm.checkpoint import Checkpoints
-    from rope_lm.run import Loop
+    from rope_lm.loop import Loop
 
     if kind == "memory":
         at(Loop, "_validate", lambda _, count: limit_memory(int(number)) if count == 1 else None)

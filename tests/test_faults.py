@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rope_lm import data, distance, journal
+from rope_lm import data, distance, run_directory
 from rope_lm.analysis import load
 from rope_lm.checkpoint import damage
 from rope_lm.refusal import Refusal
@@ -125,7 +125,7 @@ def state(workdir: Path) -> tuple[int, list[np.ndarray]]:
 def metrics(workdir: Path) -> dict:
     """The last measurement of each (split, member, step): the numbers that do not depend on a clock."""
     keys = ("nats", "gradient_norm", "learning_rate", "tokens")
-    rows = journal.read_rows(workdir / "metrics.jsonl")
+    rows = run_directory.read_rows(workdir / "metrics.jsonl")
     return {(row["split"], row["member"], row["step"]): [row.get(key) for key in keys] for row in rows}
 
 
@@ -175,7 +175,7 @@ def test_01_a_run_that_is_asked_to_stop_saves_and_goes_on_to_the_same_bits(runs,
 def test_01_a_process_started_by_itself_ends_within_seconds_of_the_signal(runs, tmp_path):
     command = runs.command(tmp_path, steps=10**6, every__save=10**6)
     child = subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT, stderr=subprocess.DEVNULL)
-    until(lambda: (tmp_path / "metrics.jsonl").exists() and len(journal.read_rows(tmp_path / "metrics.jsonl")) > 10)
+    until(lambda: (tmp_path / "metrics.jsonl").exists() and len(run_directory.read_rows(tmp_path / "metrics.jsonl")) > 10)
     began = time.monotonic()
     child.send_signal(signal.SIGTERM)
     assert child.wait(timeout=30) == STOPPED and time.monotonic() - began < 30
@@ -304,7 +304,7 @@ def test_06_a_disk_that_fills_while_saving(runs, disk):
     folders = (small / "run" / "checkpoints").glob("[0-9]*")  # the newest may be torn, if its sums found no room
     step = max(int(folder.name) for folder in folders if damage(folder) is None)
     assert status["status"] == "failed" and status["step"] - step <= 2 * 5, "within one interval"
-    assert journal.read_rows(small / "run" / "metrics.jsonl")[-1]["step"] <= status["step"]
+    assert run_directory.read_rows(small / "run" / "metrics.jsonl")[-1]["step"] <= status["step"]
 
 
 @pytest.mark.all
@@ -318,7 +318,7 @@ def test_06_a_disk_that_fills_while_metrics_are_appended(runs, disk):
     error = child.communicate(30)[1]
     assert child.returncode == 1 and "No space left on device" in error.splitlines()[-1], error
     content = (small / "run" / "metrics.jsonl").read_bytes()
-    assert content.endswith(b"}\n") and len(journal.read_rows(small / "run" / "metrics.jsonl")) > 1
+    assert content.endswith(b"}\n") and len(run_directory.read_rows(small / "run" / "metrics.jsonl")) > 1
 
 
 # 7. A folder that cannot be written.
@@ -346,7 +346,7 @@ def test_08_a_torn_line_is_dropped_and_replayed_steps_count_once(runs, whole, tm
     assert [finding.text for finding in verify(tmp_path) if "torn line" in finding.text]
     runs.run(tmp_path)
     assert read(tmp_path, "manifest")["segments"][1]["step"] in (4, 8), "10 was logged and is done again"
-    steps = [row["step"] for row in journal.read_rows(tmp_path / "metrics.jsonl") if row["split"] == "train"]
+    steps = [row["step"] for row in run_directory.read_rows(tmp_path / "metrics.jsonl") if row["split"] == "train"]
     assert steps.count(10) == 4, "two members, twice"
     curve = load(tmp_path).runs[0].curves[0]
     assert curve.steps.tolist() == [0, 4, 8, 12]
@@ -394,7 +394,7 @@ def sweep(runs: Runs, workdir: Path, arms: str, **changes: object) -> Fork:
 
 def trainer(workdir: Path) -> int | None:
     """The process that trains in a folder."""
-    holder = journal.holder(workdir)
+    holder = run_directory.holder(workdir)
     return int(holder.split()[1]) if holder and holder.startswith("process") else None
 
 
@@ -542,7 +542,7 @@ def test_15_another_version_is_a_warning_and_a_segment(runs, whole, stopped):
 @pytest.mark.all
 def test_16_the_clock_is_a_day_behind_on_resume(runs, whole, stopped):
     runs.run(stopped, "clock:-86400")
-    rows = [row for row in journal.read_rows(stopped / "metrics.jsonl") if row["split"] == "train"]
+    rows = [row for row in run_directory.read_rows(stopped / "metrics.jsonl") if row["split"] == "train"]
     assert all(row["tokens_per_second"] > 0 for row in rows)
     seconds = [row["seconds"] for row in rows]
     assert seconds == sorted(seconds)
