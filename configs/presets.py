@@ -85,8 +85,8 @@ BLOCKS: dict[str, dict[str, Any]] = {
 }
 
 # Model and batch shapes; the vocabulary is the data's. The quick ablation uses nano, the benchmark tiny. gpt2 has the
-# layers of GPT-2 small: 85M parameters on bytes, 124M with data.tokenizer=bpe:50304 and model.tied=True (50,257 is not a
-# multiple of 64 and slows a GPU by a quarter; the standard library alone yields at most 41,292 BPE tokens).
+# layers of GPT-2 small: 85M parameters on bytes, 124M with data.tokenizer=bpe:50304 and model.tied=True (50,257, no
+# multiple of 64, slows a GPU by a quarter; the standard library alone yields at most 41,292 BPE tokens).
 SCALES: dict[str, dict[str, dict[str, Any]]] = {
     "nano": {"model": {"width": 64, "heads": 4, "layers": 2, "dtype": "float32"}, "data": {"length": 128, "batch": 16}},
     "tiny": {

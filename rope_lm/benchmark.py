@@ -3,7 +3,7 @@
 import json
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -131,7 +131,7 @@ def decoding(steppers: Mapping[str, Stepper]) -> dict[str, Row]:
 
     The steppers lose their state, because the optimizer's part is no longer needed.
     """
-    calls, length = {}, {}
+    calls, length = dict[tuple[str, str], Callable[[], jax.Array]](), dict[str, int]()
     for name, stepper in steppers.items():
         decoder = Decoder(stepper)
         del stepper.state

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh, Sharding
+from jax.stages import Wrapped
 from jaxtyping import Array, Float, Int, Key, UInt
 
 from rope_lm import execution, objective, optimizer, positional, sharding, transformer
@@ -91,10 +92,10 @@ class Program(NamedTuple):
     """The functions below jitted over a mesh, and their arguments' shapes."""
 
     spec: Spec
-    init: Callable[[UInt[Array, "M"], Float[Array, "M"]], State]  # seeds, peak learning rates
-    step: Callable[[State, Int[Array, "M B W"]], tuple[State, Metrics]]
-    gradients: Callable[[State, Int[Array, "M B W"]], tuple[Float[Array, "M"], Any]]  # of a step, with its nats
-    evaluate: Callable[[State, Int[Array, "R W"], Documents], Evaluation]
+    init: Wrapped  # seeds, peak learning rates -> State
+    step: Wrapped  # State, rows [M B W] -> State, Metrics
+    gradients: Wrapped  # State, rows [M B W] -> nats [M], gradients
+    evaluate: Wrapped  # State, rows [R W], Documents -> Evaluation
     abstract: State  # shapes, dtypes and shardings
     rows: Sharding  # of the rows of a step
 
@@ -145,8 +146,11 @@ def specify(
     width, heads, head_size, layers = (model[key] for key in ("width", "heads", "head_size", "layers"))
     shape = transformer.check(width, heads, head_size, layers, predicted.causal)
     effects = positional.effects(model["position"], shape)
-    # Weight decay needs the model's parameters, which need the kernel, which needs the mesh: checked in that order.
-    made = optimizer.make(config["optimizer"], steps=config["steps"], decays=True)
+
+    def decays(params: Any) -> Any:  # called once the model is known
+        return metadata(abstract, lambda path, variable: variable.decays)
+
+    made = optimizer.make(config["optimizer"], steps=config["steps"], decays=decays)
     if batch % made.accumulation_steps:
         raise Refusal(
             f"data.batch = {batch} cannot be cut into optimizer.accumulation_steps = {made.accumulation_steps} equal "
@@ -160,8 +164,6 @@ def specify(
     layout = Layout(chosen.unroll, sharding.stream(mesh))
     abstract = nnx.eval_shape(partial(build, model, predicted, layout), jnp.uint32(0))
     positional.check_length(abstract.position, length)
-    decays = metadata(abstract, lambda path, variable: variable.decays)
-    made = optimizer.make(config["optimizer"], steps=config["steps"], decays=decays)
     return Spec(model, abstract, predicted, made, chosen, mesh, members, batch, length)
 
 
