@@ -5,6 +5,7 @@ from pathlib import Path
 
 from configs import studies
 from rope_lm import loop, settings
+from rope_lm.provenance import provenance
 from rope_lm.sweep.arms import expand
 from rope_lm.sweep.main import sweep
 from rope_lm.sweep.pool import Local
@@ -20,11 +21,9 @@ class InProcess(Local):
         return 0.5
 
     def train(self, names: list[str], seconds_left: dict[str, float]) -> dict[str, int]:
+        origin = provenance(["test"], {})
         configs = {arm: json.loads((self.root / "plan" / f"{arm}.json").read_text()) for arm in names}
-        ended = {
-            arm: loop.train(settings.tuples(config), self.root / arm, {"commit": "", "diff": ""})
-            for arm, config in configs.items()
-        }
+        ended = {arm: loop.train(settings.tuples(config), self.root / arm, origin) for arm, config in configs.items()}
         return {arm: 0 if status["status"] == "finished" else 1 for arm, status in ended.items()}
 
 
