@@ -33,7 +33,7 @@ def train(
     anything is trained; MemoryError if a device runs out of memory while training; OSError for a full disk.
     """
     planned = plan(config, deterministic)
-    with RunDirectory.open(workdir, config, manifest(planned, provenance, deterministic)) as directory:
+    with RunDirectory(workdir, config, manifest(planned, provenance, deterministic)) as directory:
         status = directory.status
         if directory.saved > planned.steps:
             raise Refusal(
