@@ -156,7 +156,7 @@ class RunDirectory:
         name, step = self.workdir.name, segment["step"]
         for key in FACTS:
             if before.get(key) != segment[key]:
-                print(f"{name}: goes on with another {key}: {before.get(key)} -> {segment[key]}", file=sys.stderr)
+                print(f"{name}: {key} changed from {before.get(key)} to {segment[key]}", file=sys.stderr)
         if (stood := (self.status or {"step": 0})["step"]) > step:
             print(f"{name}: stood at step {stood}, goes on from step {step}", file=sys.stderr)
 
