@@ -1,5 +1,6 @@
 """Small models of every encoding, and one compiled forward pass of each that the laws share."""
 
+import zlib
 from collections.abc import Mapping
 from functools import cache
 from typing import Any, NamedTuple
@@ -77,7 +78,9 @@ def redrawn(state: nnx.State, seed: int = 3) -> nnx.State:
     def draw(path: tuple, variable: nnx.Variable) -> nnx.Variable:
         if "position" not in path or not isinstance(variable, nnx.Param):
             return variable
-        value = 0.5 * jax.random.normal(jax.random.fold_in(jax.random.key(seed), len(str(path))), variable.shape)
+        value = 0.5 * jax.random.normal(
+            jax.random.fold_in(jax.random.key(seed), zlib.crc32(str(path).encode())), variable.shape
+        )
         return variable.replace(jnp.abs(value) + 0.1 if variable.axes in ((), ("heads",)) else value)
 
     return nnx.map_state(draw, state)
