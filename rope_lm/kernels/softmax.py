@@ -54,9 +54,10 @@ def xla(
 ) -> Float[Array, "B T N E"]:
     """Attend over the whole matrix through `jax.nn.dot_product_attention`; logits and softmax in float32."""
     masked = {"is_causal": view.causal} if view.aligned else {"mask": view.visible[:, None]}
-    bias = None if added is None else added[0]
+    bias, size = None if added is None else added[0], v.shape[-1]
+    v = jnp.pad(v, ((0, 0), (0, 0), (0, 0), (0, q.shape[-1] - size)))  # JAX wants values as wide as queries
     out = jax.nn.dot_product_attention(q, k, v, bias=bias, scale=scale, implementation=implementation, **masked)
-    return checkpoint_name(out, "product")
+    return checkpoint_name(out[..., :size], "product")
 
 
 def cudnn(

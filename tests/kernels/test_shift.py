@@ -23,7 +23,7 @@ def visible(queries: int, keys: int, start: int, causal: bool) -> tuple[View, ja
 def test_shifting_finds_the_value_of_each_distance_and_its_gradient(causal, queries, keys, start):
     view, seen = visible(queries, keys, start, causal)
     # The value of a distance is that distance: every pair gets its own.
-    by_distance = jnp.broadcast_to(jnp.asarray(view.distances), (1, queries, len(view.distances)))
+    by_distance = jnp.broadcast_to(jnp.asarray(view.distances, float), (1, queries, len(view.distances)))
     np.testing.assert_array_equal(shifted(by_distance, keys) * seen, view.distance * seen)
 
     x = jax.random.normal(jax.random.key(0), (2, queries, len(view.distances)))
