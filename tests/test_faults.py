@@ -167,7 +167,7 @@ def test_01_it_ends_within_seconds_of_the_signal(runs, tmp_path):
 # 2. SIGKILL at random moments.
 
 
-@pytest.mark.long
+@pytest.mark.all
 def test_02_thirty_kills_at_random_moments_change_no_bit(runs, tmp_path):
     changes = {"steps": 4000, "every__save": 20, "every__evaluate": 400, "every__log": 100}
     runs.run(tmp_path / "whole", **changes)
