@@ -7,6 +7,7 @@ import json
 
 from ml_collections import ConfigDict
 
+from rope_lm import migrate
 from rope_lm.refusal import Refusal
 
 
@@ -14,8 +15,8 @@ def get_config(path: str) -> ConfigDict:
     """The config in the JSON file at `path`. Raises Refusal when it is not there or is not JSON."""
     try:
         with open(path, encoding="utf-8") as file:
-            return ConfigDict(_tuples(json.load(file)))
-    except (OSError, ValueError) as error:
+            return ConfigDict(_tuples(migrate.config(json.load(file))))
+    except (OSError, ValueError, AttributeError) as error:
         raise Refusal(f"config {path!r} cannot be read ({error}): name the config.json of a run") from error
 
 

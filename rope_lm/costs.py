@@ -26,7 +26,7 @@ def flops_per_token(program: Program) -> float:
     if "kernel" in spec.model["attention"]:
         model = {**spec.model, "attention": {**spec.model["attention"], "kernel": "blocked"}}
         build = partial(training.build, model, spec.objective, spec.abstract.layout)
-        spec = replace(spec, model=model, abstract=nnx.eval_shape(build))
+        spec = replace(spec, model=model, abstract=nnx.eval_shape(build, jnp.uint32(0)))
 
     def forward(params: Any, untrained: Any, tokens: jax.Array, keys: jax.Array) -> Any:
         bias = training.shared_bias(spec, untrained, params)
@@ -58,9 +58,10 @@ def products(jaxpr: core.Jaxpr) -> float:
 
 
 def _dot_general(equation: core.JaxprEqn) -> float:
-    left = equation.invars[0].aval.shape
+    left: Any = equation.invars[0].aval
+    out: Any = equation.outvars[0].aval
     (contracted, _), _ = equation.params["dimension_numbers"]
-    return 2.0 * equation.outvars[0].aval.size * math.prod(left[axis] for axis in contracted)
+    return 2.0 * out.size * math.prod(left.shape[axis] for axis in contracted)
 
 
 def _inner(equation: core.JaxprEqn) -> Iterator[core.Jaxpr]:
@@ -78,6 +79,7 @@ def _inner(equation: core.JaxprEqn) -> Iterator[core.Jaxpr]:
 def memory(compiled: jax.stages.Compiled) -> int:
     """Return the bytes that a compiled program needs on each device: arguments, temporaries and new results."""
     found = compiled.memory_analysis()
+    assert found is not None  # every backend that trains reports it
     return (
         found.argument_size_in_bytes + found.temp_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
     )

@@ -57,13 +57,13 @@ def adamw(
     accumulation_steps: int,
     *,
     steps: int,
-    decays: Any,
+    decays: Callable[[Any], Any],
 ) -> Optimizer:
     """Build AdamW: global-norm clipping, Adam (arXiv 1412.6980) and decoupled weight decay (arXiv 1711.05101).
 
     `learning_rate`: peaks, one member of the ensemble per seed and peak. `warmup`: fraction of `steps`; `cooldown`:
-    fraction of the steps after the warm-up. Parameters decay where the tree `decays` is True. Raises Refusal for values
-    out of range.
+    fraction of the steps after the warm-up. `decays(params)`: a tree that is True for the parameters that decay. Raises
+    Refusal for values out of range.
     """
     fractions = {"warmup": warmup, "cooldown": cooldown, "b1": b1, "b2": b2}
     for name, value in fractions.items():
@@ -92,7 +92,7 @@ def adamw(
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adamw": adamw}
 
 
-def make(optimizer: Mapping[str, Any], *, steps: int, decays: Any) -> Optimizer:
+def make(optimizer: Mapping[str, Any], *, steps: int, decays: Callable[[Any], Any]) -> Optimizer:
     """Build the optimizer that a config's section describes: its name and its function's keyword arguments.
 
     Raises Refusal for an unknown name, an unknown or missing key, or a value out of range.

@@ -42,8 +42,12 @@ class Trained:
             raise Refusal(
                 f"every member of the run in {str(self.workdir)!r} diverged: train it at a lower learning rate"
             )
-        fields = {name: tuple(getattr(self, name)[i] for i in kept) for name in ("seeds", "models", "diverged")}
-        return replace(self, **fields)
+        return replace(
+            self,
+            seeds=tuple(self.seeds[i] for i in kept),
+            models=tuple(self.models[i] for i in kept),
+            diverged=(False,) * len(kept),
+        )
 
 
 def read(workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh, Sharding
+from jax.stages import Wrapped
 from jaxtyping import Array, Float, Int, Key, UInt
 
 from rope_lm import execution, objective, optimizer, positional, sharding, transformer
@@ -52,7 +53,7 @@ class Metrics(NamedTuple):
 class Documents:
     """Documents of the rows of an evaluation."""
 
-    number: Int[Array, "R T"]  # of each target's document, from 0 to G - 1
+    number: Any  # int32 [R, T]: of each target's document, from 0 to G - 1; a tracer or a placeholder too
     count: int = field(metadata={"static": True})  # G
 
 
@@ -91,10 +92,10 @@ class Program(NamedTuple):
     """The functions below jitted over a mesh, and their arguments' shapes."""
 
     spec: Spec
-    init: Callable[[UInt[Array, "M"], Float[Array, "M"]], State]  # seeds, peak learning rates
-    step: Callable[[State, Int[Array, "M B W"]], tuple[State, Metrics]]
-    gradients: Callable[[State, Int[Array, "M B W"]], tuple[Float[Array, "M"], Any]]  # of a step, with its nats
-    evaluate: Callable[[State, Int[Array, "R W"], Documents], Evaluation]
+    init: Wrapped  # seeds, peak learning rates -> State
+    step: Wrapped  # State, rows [M B W] -> State, Metrics
+    gradients: Wrapped  # State, rows [M B W] -> nats [M], gradients
+    evaluate: Wrapped  # State, rows [R W], Documents -> Evaluation
     abstract: State  # shapes, dtypes and shardings
     rows: Sharding  # of the rows of a step
 
@@ -122,11 +123,8 @@ def stream(seed: UInt[Array, ""], name: str) -> Key[Array, ""]:
     return jax.random.fold_in(jax.random.key(seed), STREAMS.index(name))
 
 
-def build(
-    model: Mapping[str, Any], objective: Objective, layout: Layout, seed: int | UInt[Array, ""] = 0
-) -> Transformer:
+def build(model: Mapping[str, Any], objective: Objective, layout: Layout, seed: UInt[Array, ""]) -> Transformer:
     """Build a model from a config's section, with the initial values of a seed."""
-    seed = jnp.uint32(seed)
     # The encoding has a stream of its own, so shared parameters start bit-identical in every arm.
     rngs = nnx.Rngs(params=stream(seed, "params"), position=stream(seed, "position"), features=0)
     given = {"vocabulary": objective.vocabulary, "causal": objective.causal, "layout": layout, "rngs": rngs}
@@ -145,10 +143,14 @@ def specify(
     batch, length = config["data"]["batch"], config["data"]["length"]
     model = dict(config["model"])
     bind(Transformer, model, "model", {"vocabulary": 0, "causal": True, "layout": None, "rngs": None})
-    sizes = (model[key] for key in ("width", "heads", "head_size", "layers"))
-    effects = positional.effects(model["position"], transformer.check(*sizes, predicted.causal))
-    # Weight decay needs the model's parameters, which need the kernel, which needs the mesh: checked in that order.
-    made = optimizer.make(config["optimizer"], steps=config["steps"], decays=True)
+    width, heads, head_size, layers = (model[key] for key in ("width", "heads", "head_size", "layers"))
+    shape = transformer.check(width, heads, head_size, layers, predicted.causal)
+    effects = positional.effects(model["position"], shape)
+
+    def decays(params: Any) -> Any:  # called once the model is known
+        return metadata(abstract, lambda path, variable: variable.decays)
+
+    made = optimizer.make(config["optimizer"], steps=config["steps"], decays=decays)
     if batch % made.accumulation_steps:
         raise Refusal(
             f"data.batch = {batch} cannot be cut into optimizer.accumulation_steps = {made.accumulation_steps} equal "
@@ -160,10 +162,8 @@ def specify(
     if "kernel" in model["attention"]:
         model["attention"] = {**model["attention"], "kernel": chosen.kernel}
     layout = Layout(chosen.unroll, sharding.stream(mesh))
-    abstract = nnx.eval_shape(partial(build, model, predicted, layout))
+    abstract = nnx.eval_shape(partial(build, model, predicted, layout), jnp.uint32(0))
     positional.check_length(abstract.position, length)
-    decays = metadata(abstract, lambda path, variable: variable.decays)
-    made = optimizer.make(config["optimizer"], steps=config["steps"], decays=decays)
     return Spec(model, abstract, predicted, made, chosen, mesh, members, batch, length)
 
 
@@ -174,7 +174,7 @@ def merge(spec: Spec, params: Any, untrained: Any) -> Transformer:
 
 def untrained(spec: Spec, seed: UInt[Array, ""], step: Int[Array, ""]) -> dict[str, Any]:
     """Return a model's variables that are not trained: constants, and attention's random numbers at a step."""
-    model, found = spec.abstract, {}
+    model, found = spec.abstract, dict[str, Any]()
     if nnx.state(model.position, Constant):
         shape = positional.Shape(model.width, model.heads, model.head_size, model.layers, model.causal)
         position = positional.make(spec.model["position"], shape=shape, rngs=nnx.Rngs(0))
@@ -301,7 +301,8 @@ def evaluate(spec: Spec, state: State, rows: Int[Array, "R W"], documents: Docum
 
     def on_piece(whole: Any, some: Any) -> Evaluation:
         rows, number, real = some
-        nats, weights = (x * real[:, None] for x in token_losses(spec, *whole, rows))
+        params, untrained, bias = whole
+        nats, weights = (x * real[:, None] for x in token_losses(spec, params, untrained, bias, rows))
         by_document = partial(jax.ops.segment_sum, segment_ids=number.ravel(), num_segments=documents.count)
         return Evaluation(nats.sum(0), weights.sum(0), by_document(nats.ravel()), by_document(weights.ravel()))
 
@@ -329,12 +330,14 @@ def make(
     shardings = _shardings(spec, abstract)
     state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings)
     rows, everywhere = sharding.named(mesh, ("member", "batch")), sharding.named(mesh, ())
-    options = dict(spec.execution.compiler_options)
+    options = dict[str, bool | int](spec.execution.compiler_options)
     jit = partial(jax.jit, compiler_options=options)
     return Program(
         spec=spec,
         init=jax.jit(
-            partial(initialize, spec), out_shardings=shardings, compiler_options=options | spec.execution.init_options
+            partial(initialize, spec),
+            out_shardings=shardings,
+            compiler_options={**options, **spec.execution.init_options},
         ),
         step=jit(
             partial(train_step, spec),
@@ -375,11 +378,4 @@ def _shardings(spec: Spec, abstract: State) -> State:
 
 def metadata(model: Transformer, read: Callable[[tuple, nnx.Variable], Any]) -> dict[str, Any]:
     """Return the tree of a model's parameters with `read(path, parameter)` in place of each."""
-    tree: dict[str, Any] = {}
-    for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-        *parents, leaf = path
-        node = tree
-        for part in parents:
-            node = node.setdefault(part, {})
-        node[leaf] = read(path, variable)
-    return tree
+    return nnx.to_pure_dict(nnx.map_state(read, nnx.state(model, nnx.Param)))

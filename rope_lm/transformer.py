@@ -60,7 +60,7 @@ class Pass(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What a layer hands back beside the residual stream."""
+    """The values that a layer hands back beside the residual stream."""
 
     cached: Cached | None
     weights: Float[Array, "B N T S"] | None
@@ -196,13 +196,14 @@ class Transformer(nnx.Module):
     @full_precision
     def weights(self, tokens: Int[Array, "B T"]) -> Float[Array, "L B N T T"]:
         """Return the weights with which every query attends to every key, in every layer, in contiguous rows."""
-        return self._layers(tokens, None, None, None, weights=True)[2]
+        _, _, weights = self._layers(tokens, None, None, None, weights=True)
+        assert weights is not None
+        return weights
 
     @full_precision
     def bias(self, view: View) -> Added | None:
         """Return the bias of each part that attention computes. Rows with the same positions share it."""
-        parts = [self.position.bias(view[part]) for part in self.attention.parts(view)]
-        return None if parts[0] is None else parts
+        return _all_or_none([self.position.bias(view[part]) for part in self.attention.parts(view)])
 
     def _layers(
         self,
@@ -223,7 +224,7 @@ class Transformer(nnx.Module):
         bias = self.bias(view) if bias is None and not weights else bias
         shared = Pass(view, bias, None if cache is None else cache.used, weights)
         graph, blocks = nnx.split(self.blocks)
-        position_graph, layered, rest = nnx.split(self.position, positional.is_layered, ...)
+        position_graph, layered, rest = positional.split_layers(self.position)
 
         def body(x: Float[Array, "R D"], layer: Layer) -> tuple[Float[Array, "R D"], Kept]:
             block, position = nnx.merge(graph, layer.block), nnx.merge(position_graph, layer.position, rest)
@@ -251,9 +252,10 @@ class Transformer(nnx.Module):
         q_positions = replace(q_positions, memory=memory)
         view, cached = View(q_positions, q_positions, causal), None
         turned_q, turned_k = position.rotate(q, k, view)
-        if layer.cached is not None:
+        if layer.cached is not None and shared.used is not None:
+            used = shared.used
             new = Cached(turned_k if self.caches_turned else k, v, memory)
-            cached = jax.tree.map(partial(_append, used=shared.used), layer.cached, new)
+            cached = jax.tree.map(lambda old, new: _append(old, new, used), layer.cached, new)
             k, v = cached.k, cached.v
             view = View(q_positions, replace(shared.view.k, memory=cached.memory), causal)
             turned_q, turned_k = (turned_q, k) if self.caches_turned else position.rotate(q, k, view)
@@ -289,29 +291,31 @@ class Transformer(nnx.Module):
         """Return an empty cache for `size` tokens of `batch` rows."""
 
         def remember(x: Float[Array, "B 1 D"]) -> Any:
-            graph, layered, rest = nnx.split(self.position, positional.is_layered, ...)
-            position = nnx.merge(graph, jax.tree.map(lambda each: each[0], layered), rest)
-            return position.remember(x, contiguous(1))
+            return positional.at_layer(self.position, 0).remember(x, contiguous(1))
 
-        def empty(one: jax.ShapeDtypeStruct) -> Array:
-            return jnp.zeros((self.layers, batch, size, *one.shape[2:]), one.dtype)
+        def empty(*shape: int) -> Array:
+            return jnp.zeros((self.layers, batch, size, *shape), self.dtype)
 
-        def heads(head_size: int) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct((batch, 1, self.heads, head_size), self.dtype)
-
-        memory = jax.eval_shape(remember, jax.ShapeDtypeStruct((batch, 1, self.width), self.dtype))
-        one = Cached(heads(self.rotated_size if self.caches_turned else self.head_size), heads(self.head_size), memory)
+        one = jax.eval_shape(remember, jax.ShapeDtypeStruct((batch, 1, self.width), self.dtype))
+        memory = jax.tree.map(lambda x: empty(*x.shape[2:]).astype(x.dtype), one)
+        k = empty(self.heads, self.rotated_size if self.caches_turned else self.head_size)
+        layers = Cached(k, empty(self.heads, self.head_size), memory)
         # Two arrays, because a cache may be donated.
         free = Positions(jnp.zeros((batch, size), jnp.int32), jnp.zeros((batch, size), jnp.int32))
-        return Cache(jax.tree.map(empty, one), free, jnp.int32(0))
+        return Cache(layers, free, jnp.int32(0))
 
 
 def _scores(position: PositionalEncoding, q: Array, k: Array, view: View, parts: list) -> Added | None:
     """Return the encoding's `score` of each part; None if it has none."""
     # Queries are split, not sliced: the gradient of a split is one concatenation.
     queries = jnp.split(q, [part[0].start for part in parts[1:]], axis=1)
-    scores = [position.score(some, k[:, part[1]], view[part]) for some, part in zip(queries, parts, strict=True)]
-    return None if scores[0] is None else scores
+    pairs = zip(queries, parts, strict=True)
+    return _all_or_none([position.score(some, k[:, part[1]], view[part]) for some, part in pairs])
+
+
+def _all_or_none(parts: list[Array | None]) -> Added | None:
+    found = [part for part in parts if part is not None]
+    return found or None
 
 
 def _sum(bias: Added | None, scores: Added | None) -> Added | None:

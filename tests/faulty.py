@@ -32,16 +32,16 @@ def at(owner: type, method: str, number: int, then) -> None:
 
 def at_step(step: int, then) -> None:
     """Calls `then` when that step was dispatched and is not waited for yet."""
-    from rope_lm import run
+    from rope_lm import loop
 
-    real = run.Loop._log
+    real = loop.Loop._log
 
     def wrapped(loop):
         if loop.done == step - 1 and not loop.stop:
             then()
         return real(loop)
 
-    run.Loop._log = wrapped
+    loop.Loop._log = wrapped
 
 
 def arrange(fault: str) -> None:
@@ -50,19 +50,19 @@ def arrange(fault: str) -> None:
         real = time.time
         time.time = lambda: real() + float(rest)
         return
-    from rope_lm import checkpoint, run
+    from rope_lm import checkpoint, loop
 
     if kind == "memory":
         used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()  # noqa: SIM115
         limit = used + int(rest) * 10**6
-        at(run.Loop, "_validate", 1, lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)))
+        at(loop.Loop, "_validate", 1, lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)))
         return
     number, name = rest.split(":")
     kill = lambda: os.kill(os.getpid(), signal.Signals[name])  # noqa: E731
     if kind == "step":
         at_step(int(number), kill)
     elif kind == "evaluation":
-        at(run.Loop, "_validate", int(number), lambda: threading.Timer(0.0003, kill).start())
+        at(loop.Loop, "_validate", int(number), lambda: threading.Timer(0.0003, kill).start())
     elif kind == "save":
         at(checkpoint.Checkpoints, "_seal", int(number), kill)  # in the thread that waits for Orbax to write
 

@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rope_lm import data, distance, journal
+from rope_lm import data, distance, run_directory
 from rope_lm.analysis import load
 from rope_lm.checkpoint import damage
 from rope_lm.refusal import Refusal
@@ -113,7 +113,7 @@ def state(workdir: Path) -> tuple[int, list[np.ndarray]]:
 def metrics(workdir: Path) -> dict:
     """What was measured, the last time that it was: (split, member, step) -> numbers that no clock decides."""
     keys = ("nats", "gradient_norm", "learning_rate", "tokens")
-    rows = journal.read_rows(workdir / "metrics.jsonl")
+    rows = run_directory.read_rows(workdir / "metrics.jsonl")
     return {(row["split"], row["member"], row["step"]): [row.get(key) for key in keys] for row in rows}
 
 
@@ -157,7 +157,7 @@ def test_01_a_run_that_is_asked_to_stop_saves_and_goes_on_to_the_same_bits(runs,
 
 def test_01_it_ends_within_seconds_of_the_signal(runs, tmp_path):
     child = runs.start(tmp_path, steps=10**6, every__save=10**6)
-    until(lambda: (tmp_path / "metrics.jsonl").exists() and len(journal.read_rows(tmp_path / "metrics.jsonl")) > 10)
+    until(lambda: (tmp_path / "metrics.jsonl").exists() and len(run_directory.read_rows(tmp_path / "metrics.jsonl")) > 10)
     began = time.monotonic()
     child.send_signal(signal.SIGTERM)
     child.communicate(timeout=30)
@@ -281,7 +281,7 @@ def test_06_a_disk_that_fills_while_saving(runs, disk):
     folders = (small / "run" / "checkpoints").glob("[0-9]*")  # the newest may be torn, if its sums found no room
     step = max(int(each.name) for each in folders if damage(each) is None)
     assert status["status"] == "failed" and status["step"] - step <= 2 * 50, "within one interval"
-    assert journal.read_rows(small / "run" / "metrics.jsonl")[-1]["step"] <= status["step"]
+    assert run_directory.read_rows(small / "run" / "metrics.jsonl")[-1]["step"] <= status["step"]
 
 
 def test_06_a_disk_that_fills_while_metrics_are_appended(runs, whole, disk):
@@ -294,7 +294,7 @@ def test_06_a_disk_that_fills_while_metrics_are_appended(runs, whole, disk):
     error = child.communicate(timeout=30)[1]
     assert child.returncode == 1 and "No space left on device" in error.splitlines()[-1], error
     content = (small / "run" / "metrics.jsonl").read_bytes()
-    assert content.endswith(b"}\n") and len(journal.read_rows(small / "run" / "metrics.jsonl")) > 1
+    assert content.endswith(b"}\n") and len(run_directory.read_rows(small / "run" / "metrics.jsonl")) > 1
 
 
 # 7. A folder that cannot be written.
@@ -319,7 +319,7 @@ def test_08_a_torn_line_is_dropped_and_replayed_steps_count_once(runs, whole, tm
     assert [each.text for each in verify(tmp_path) if "torn line" in each.text]
     runs.run(tmp_path)
     assert read(tmp_path, "manifest")["segments"][1]["step"] in (20, 30), "35 was logged and is done again"
-    steps = [row["step"] for row in journal.read_rows(tmp_path / "metrics.jsonl") if row["split"] == "train"]
+    steps = [row["step"] for row in run_directory.read_rows(tmp_path / "metrics.jsonl") if row["split"] == "train"]
     assert steps.count(35) == 4, "two members, twice"
     curve = load(tmp_path).runs[0].curves[0]
     assert curve.steps.tolist() == list(range(0, 61, 10))
@@ -362,7 +362,7 @@ def sweep(runs: Runs, workdir: Path, arms: str, **changes: object) -> list[str]:
 
 def trainer(workdir: Path) -> int | None:
     """The process that trains in a folder."""
-    holder = journal.holder(workdir)
+    holder = run_directory.holder(workdir)
     return int(holder.split()[1]) if holder and holder.startswith("process") else None
 
 
@@ -501,7 +501,7 @@ def test_15_another_version_is_a_warning_and_a_segment(runs, whole, tmp_path):
 def test_16_the_clock_is_a_day_behind_on_resume(runs, whole, tmp_path):
     runs.run(tmp_path, "step:31:SIGTERM", status=STOPPED)
     runs.run(tmp_path, "clock:-86400")
-    rows = [row for row in journal.read_rows(tmp_path / "metrics.jsonl") if row["split"] == "train"]
+    rows = [row for row in run_directory.read_rows(tmp_path / "metrics.jsonl") if row["split"] == "train"]
     assert all(row["tokens_per_second"] > 0 for row in rows)
     seconds = [row["seconds"] for row in rows]
     assert seconds == sorted(seconds)

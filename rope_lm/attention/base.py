@@ -57,5 +57,5 @@ class Attention:
         turn: Turn,
         drawn: Float[Array, "F H"] | None,
     ) -> Float[Array, "B N T S"]:
-        """Return the weights of `__call__`, given `added` for the whole matrix. Linear attention can have negative ones."""
+        """Return the weights, given `added` for the whole matrix. In linear attention they may be negative."""
         raise NotImplementedError

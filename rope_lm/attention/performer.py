@@ -20,10 +20,10 @@ LEAST = 1e-37  # least denominator: a query that no key answers to gets an outpu
 def orthonormal(rows: Float[Array, "N H H"]) -> Float[Array, "N H H"]:
     """Orthogonalise each row against the rows before it (Gram-Schmidt), and normalise it.
 
-    Each projection is removed twice, which suffices (Giraud, Langou and Rozloznik 2005). The result is QR's Q, transposed,
-    with a positive diagonal of R, so all directions are equally likely (Mezzadri 2007, arXiv math-ph/0609050, section 5).
-    `jnp.linalg.qr` is not used: on a CPU, several at once wait for threads of the pool that they run on, and a step
-    with one device per core never ended.
+    Each projection is removed twice, which suffices (Giraud, Langou and Rozloznik 2005). The result is QR's Q,
+    transposed, with a positive diagonal of R, so all directions are equally likely (Mezzadri 2007, arXiv
+    math-ph/0609050, section 5). `jnp.linalg.qr` is not used: several at once on a CPU wait for threads of the pool that
+    they run on, and with one device per core a step never ended.
     """
 
     def straighten(i: Int[Array, ""], done: Float[Array, "N H H"]) -> Float[Array, "N H H"]:
@@ -127,10 +127,11 @@ class Performer(Attention):
         turn: Turn,
         drawn: Float[Array, "F H"] | None,
     ) -> Float[Array, "B T N E"]:
+        assert drawn is not None  # `draw` returns directions
         # [B N T H] from here on, so that every product below is one batched product.
         log_q, log_k = (log_features(x.swapaxes(1, 2), drawn, self.head_size) for x in (q, k))
-        # A factor shared by all features of a query cancels. One shared by all keys would cancel too, but keys ahead of a
-        # query would then change its rounding; without it, a key's features are bounded by exp(|w|^2 / 2).
+        # A factor shared by all features of a query cancels. One shared by all keys would cancel too, but then keys
+        # ahead of a query would change its rounding; without it, a key's features are at most exp(|w|^2 / 2).
         phi_q = jnp.exp(log_q - jax.lax.stop_gradient(log_q.max(-1, keepdims=True))).swapaxes(1, 2)
         phi_k = jnp.exp(log_k).swapaxes(1, 2)
 

@@ -7,7 +7,7 @@ for each of `parts`, or None. Dimensions: B batch, T query length, S key length,
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,12 +50,19 @@ def xla(
     view: View,
     added: Added | None,
     scale: float,
-    implementation: str = "xla",
+    implementation: Literal["xla", "cudnn"] = "xla",
 ) -> Float[Array, "B T N E"]:
     """Attend over the whole matrix through `jax.nn.dot_product_attention`; logits and softmax in float32."""
-    masked = {"is_causal": view.causal} if view.aligned else {"mask": view.visible[:, None]}
-    bias = None if added is None else added[0]
-    out = jax.nn.dot_product_attention(q, k, v, bias=bias, scale=scale, implementation=implementation, **masked)
+    out = jax.nn.dot_product_attention(
+        q,
+        k,
+        v,
+        bias=None if added is None else added[0],
+        mask=None if view.aligned else view.visible[:, None],
+        is_causal=view.causal and view.aligned,
+        scale=scale,
+        implementation=implementation,
+    )
     return checkpoint_name(out, "product")
 
 
@@ -181,7 +188,7 @@ def _blocked_backward(
     """Recompute the weights from the kept sums, and differentiate (FlashAttention, arXiv 2205.14135, appendix B.2)."""
     q, k, v = kept.q, kept.k, kept.v
     common = jnp.sum(g.astype(jnp.float32) * kept.output.astype(jnp.float32), -1)
-    dq, dk, dv, d_added = [], [], [], []
+    dq, dk, dv, d_added = list[Array](), list[Array](), list[Array](), list[Array]()
     for number, (queries, keys) in enumerate(blocks(q.shape[2], causal)):
         probabilities = jnp.exp(_logits(q, k, kept.added, causal, number) - kept.log_sums[:, :, queries, None])
         d_probabilities = _product("bnte,bnse->bnts", g[:, :, queries], v[:, :, keys])
@@ -191,8 +198,9 @@ def _blocked_backward(
         dq.append(_product("bnts,bnsh->bnth", d_logits, k[:, :, keys]))
         dk.append(_product("bnts,bnth->bnsh", d_logits, q[:, :, queries]))
         dv.append(_product("bnts,bnte->bnse", probabilities.astype(v.dtype), g[:, :, queries]))
-    dq = jnp.concatenate(dq, axis=2).astype(q.dtype)
-    return dq, _summed(dk).astype(k.dtype), _summed(dv).astype(v.dtype), None if kept.added is None else d_added
+    all_dq, all_dk, all_dv = jnp.concatenate(dq, axis=2), _summed(dk), _summed(dv)
+    gradients = all_dq.astype(q.dtype), all_dk.astype(k.dtype), all_dv.astype(v.dtype)
+    return *gradients, None if kept.added is None else d_added
 
 
 def _summed(parts: list[Float[Array, "B N _ H"]]) -> Float[Array, "B N T H"]:

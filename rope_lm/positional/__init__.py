@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rope_lm.positional.additive import Learned, RotarySinusoidal, Sinusoidal
-from rope_lm.positional.base import Constant, PositionalEncoding, Shape, is_layered
+from rope_lm.positional.base import Constant, PositionalEncoding, Shape, at_layer, split_layers
 from rope_lm.positional.bias import FIRE, ALiBi, ContinuousBias, KerpleLog, KerplePower, RelativeBias, Sandwich
 from rope_lm.positional.content import CoPE, Shaw, TransformerXL
 from rope_lm.positional.rotary import (
@@ -35,10 +35,11 @@ __all__ = [
     "Effects",
     "PositionalEncoding",
     "Shape",
+    "at_layer",
     "check_length",
     "effects",
-    "is_layered",
     "make",
+    "split_layers",
 ]
 
 ENCODINGS: dict[str, type[PositionalEncoding]] = {
@@ -109,8 +110,7 @@ def effects(position: Mapping[str, Any], shape: Shape) -> Effects:
     turns: list[bool] = []
 
     def trace() -> Any:
-        graph, layered, shared = nnx.split(make(position, shape=shape, rngs=nnx.Rngs(0)), is_layered, ...)
-        encoding = nnx.merge(graph, jax.tree.map(lambda x: x[0], layered), shared)
+        encoding = at_layer(make(position, shape=shape, rngs=nnx.Rngs(0)), 0)
         memory = encoding.remember(jnp.zeros((1, 2, shape.width)), contiguous(2))
         tokens = replace(contiguous(2), memory=memory)
         view = View(tokens, tokens, shape.causal)

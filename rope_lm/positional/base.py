@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -25,11 +26,6 @@ class Constant(nnx.Variable):
 def parameter(value: Float[Array, "..."], *axes: str) -> nnx.Param:
     """Return a trained parameter of an encoding, which is never decayed. `axes` names its dimensions."""
     return nnx.Param(value, axes=axes, decays=False)
-
-
-def is_layered(path: tuple, variable: nnx.Variable) -> bool:
-    """Return True for a variable that the loop over layers slices: a filter for `nnx.split`."""
-    return variable.axes[:1] == ("layer",)
 
 
 class PositionalEncoding(nnx.Module):
@@ -87,3 +83,19 @@ class PositionalEncoding(nnx.Module):
     ) -> tuple[Float[Array, "B T N F"], Float[Array, "B S N F"]]:
         """Act on the features of linear attention, in its numerator, once per layer."""
         return q, k
+
+
+def split_layers(encoding: PositionalEncoding) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """Return an encoding's graph, its variables with a layer axis, and those that layers share (for `nnx.merge`)."""
+
+    def has_layers(path: tuple, variable: nnx.Variable) -> bool:
+        return variable.axes[:1] == ("layer",)
+
+    graph, layered, *shared = nnx.split(encoding, has_layers, ...)
+    return graph, layered, shared[0]
+
+
+def at_layer(encoding: PositionalEncoding, layer: int) -> PositionalEncoding:
+    """Return an encoding as one layer sees it."""
+    graph, layered, shared = split_layers(encoding)
+    return nnx.merge(graph, jax.tree.map(lambda x: x[layer], layered), shared)

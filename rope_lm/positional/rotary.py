@@ -118,8 +118,8 @@ class RotaryFeatures(PositionalEncoding):
         self, q: Float[Array, "B T N F"], k: Float[Array, "B S N F"], view: View
     ) -> tuple[Float[Array, "B T N F"], Float[Array, "B S N F"]]:
         frequency = frequencies(q.shape[-1], self.base)
-        turned = (rotate(x, wave(angles(at.index, frequency))) for x, at in ((q, view.q), (k, view.k)))
-        return tuple(turned)
+        q_wave, k_wave = (wave(angles(at.index, frequency)) for at in (view.q, view.k))
+        return rotate(q, q_wave), rotate(k, k_wave)
 
 
 class PartialRotary(Rotary):
