@@ -19,14 +19,14 @@ from tests.programs import OPTIMIZER, program
     ],
 )
 def test_schedules(schedule, expected):
-    chosen = optimizer.make(OPTIMIZER | {"schedule": schedule, "warmup": 0.1}, steps=100, decays={"a": True})
+    chosen = optimizer.make(OPTIMIZER | {"schedule": schedule, "warmup": 0.1}, steps=100, decays=lambda params: True)
     np.testing.assert_allclose([chosen.schedule(jnp.int32(step)) for step in (0, 9, 50, 90, 100)], expected, atol=1e-6)
 
 
 def test_adamw_is_the_papers():
     """Two steps of arXiv 1711.05101, algorithm 2, written out in float64, on a clipped and an unclipped gradient."""
     chosen = optimizer.make(
-        OPTIMIZER | {"weight_decay": 0.1, "epsilon": 1e-3}, steps=10, decays={"a": True, "b": False}
+        OPTIMIZER | {"weight_decay": 0.1, "epsilon": 1e-3}, steps=10, decays=lambda params: {"a": True, "b": False}
     )
     params = {"a": jnp.array([1.0, -2.0]), "b": jnp.array([3.0])}
     state = chosen.transform.init(params)
@@ -65,4 +65,4 @@ def test_a_mistake_in_the_optimizer_is_one_line(change, words):
 def test_a_section_without_a_name_is_refused():
     section = {key: value for key, value in OPTIMIZER.items() if key != "name"}
     with pytest.raises(Refusal, match="optimizer has no name: give one of adamw"):
-        optimizer.make(section, steps=1, decays=True)
+        optimizer.make(section, steps=1, decays=lambda params: True)

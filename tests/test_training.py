@@ -65,7 +65,7 @@ def initial_parameters(name: str, seed: int) -> dict:
     """The parameters that a seed starts with, computed without compiling a program."""
     sections = config(name)
     predicted = objective.make(sections["objective"], vocabulary=VOCABULARY)
-    return nnx.to_pure_dict(nnx.state(training.build(sections["model"], predicted, PLAIN, seed), nnx.Param))
+    return nnx.to_pure_dict(nnx.state(training.build(sections["model"], predicted, PLAIN, jnp.uint32(seed)), nnx.Param))
 
 
 @cache
