@@ -9,16 +9,17 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rope_lm import execution, sharding
+from rope_lm import execution, sharding, training
 from rope_lm.refusal import Refusal
 from rope_lm.training import Documents
-from tests.programs import LENGTH, program, rows, train
+from tests.programs import LENGTH, program, rows, start, train
 
 SEEDS, BATCH, STEPS = (0, 1), 8, 6
 
@@ -34,22 +35,30 @@ def executed(**decisions: Any) -> Iterator[None]:
         execution.choose = choose
 
 
-def trained(name: str, sizes: list[int], decisions: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Losses [step member] on a mesh, and the bytes of one device's share of a parameter."""
-    with executed(**decisions):
-        found = program(name, len(SEEDS), sharding.make(*sizes), batch=BATCH, **changes)
+@cache
+def _program(line: str) -> training.Program:
+    name, sizes, decisions, changes = json.loads(line)
+    with executed(init_options={}, **decisions):
+        return program(name, len(SEEDS), sharding.make(*sizes), batch=BATCH, **changes)
+
+
+def trained(*arguments: Any) -> dict[str, Any]:
+    """Losses [step member] on a mesh, and the bytes of one device's share of a parameter.
+
+    `arguments`: name of the encoding, sizes of the mesh, decisions of the platform and changes of the config.
+    """
+    found = _program(json.dumps(arguments))
     state, nats = train(found, SEEDS, STEPS)
     up = jax.tree.leaves(state.params["blocks"]["up"])[0]
     (shard,) = (shard for shard in up.addressable_shards if shard.device == found.spec.mesh.devices.flat[0])
     return {"nats": nats.tolist(), "bytes": shard.data.nbytes}
 
 
-def evaluated(name: str, sizes: list[int], changes: dict[str, Any]) -> dict[str, Any]:
-    """An evaluation's totals over 20 rows, which no mesh divides, of 9 documents."""
-    found = program(name, len(SEEDS), sharding.make(*sizes), batch=BATCH, **changes)
-    state = found.init(np.array(SEEDS, np.uint32), np.ones(len(SEEDS), np.float32))
+def evaluated(*arguments: Any) -> dict[str, Any]:
+    """An evaluation's totals over 20 rows, which no mesh divides, of 9 documents. `arguments` as in `trained`."""
+    found = _program(json.dumps(arguments))
     number = (np.arange(20 * LENGTH) * 9 // (20 * LENGTH)).reshape(20, LENGTH).astype(np.int32)
-    totals = found.evaluate(state, rows(0, 0, batch=20), Documents(jnp.asarray(number), 9))
+    totals = found.evaluate(start(found, SEEDS), rows(0, 0, batch=20), Documents(jnp.asarray(number), 9))
     return {key: np.asarray(value).tolist() for key, value in totals._asdict().items()}
 
 

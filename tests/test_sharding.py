@@ -22,11 +22,11 @@ from rope_lm.refusal import Refusal
 Ask = Callable[..., Any]
 ALONE, MIXED = (1, 1, 1, 1), (1, 2, 2, 2)
 # members, data, fsdp, tensor
-MESHES = [(2, 1, 1, 1), (1, 8, 1, 1), (1, 1, 8, 1), (1, 1, 1, 4), (2, 4, 1, 1), (2, 2, 2, 1), MIXED, (2, 1, 1, 4)]
-BY_DEFAULT = [(2, 4, 1, 1), (2, 2, 2, 1), MIXED]
+MESHES = [(2, 1, 1, 1), (1, 8, 1, 1), (1, 1, 8, 1), (1, 1, 1, 4), (2, 4, 1, 1), (2, 2, 2, 1), (2, 1, 2, 2), MIXED]
+BY_DEFAULT = [(2, 4, 1, 1), (2, 1, 2, 2)]
 VMAP, TURNS = {"members_in_turn": False}, {"members_in_turn": True}  # as accelerators do it, and as a CPU does
-PERFORMER = {"model": {"attention": {"name": "performer", "features": 16, "redraw": 3, "block": 8}}}
-ONE_LAYER = {"model": {"layers": 1}}
+ONE_LAYER = {"layers": 1}
+PERFORMER = {"attention": {"name": "performer", "features": 16, "redraw": 3, "block": 8}, **ONE_LAYER}
 
 
 @pytest.fixture(scope="module")
@@ -79,38 +79,43 @@ def test_eight_devices_compute_what_one_does(ask, sizes):
     agree(ask, "rotary", sizes, VMAP, {})
 
 
-@pytest.mark.parametrize("name, sizes, changes", [
-    ("relative_bias", MIXED, ONE_LAYER),
-    ("cope", MIXED, ONE_LAYER),
-    ("rotary_features", (1, 4, 1, 1), ONE_LAYER),
-    *(pytest.param(name, MIXED, ONE_LAYER, marks=pytest.mark.all)
-      for name in positional.ENCODINGS if name not in ("rotary", "relative_bias", "cope")),
+@pytest.mark.parametrize("name", [
+    name if name in ("relative_bias", "cope") else pytest.param(name, marks=pytest.mark.all)
+    for name in positional.ENCODINGS if name != "rotary"
 ])  # fmt: skip
-def test_every_encoding_is_the_same_on_several_devices(ask, name, sizes, changes):
-    changes = {"model": {**changes["model"], **PERFORMER["model"]}} if name == "rotary_features" else changes
-    agree(ask, name, sizes, VMAP, changes)
+def test_every_encoding_is_the_same_on_several_devices(ask, name):
+    agree(ask, name, MIXED, VMAP, {"model": PERFORMER if name == "rotary_features" else ONE_LAYER})
+
+
+@pytest.mark.parametrize("name, model, sizes", [
+    ("rotary_features", PERFORMER, (1, 4, 1, 1)),
+    *(pytest.param("rotary", ONE_LAYER, sizes, marks=pytest.mark.all) for sizes in ((1, 4, 1, 1), MIXED)),
+])  # fmt: skip
+def test_random_draws_are_the_same_on_every_mesh(ask, name, model, sizes):
+    """Those of each row's masked tokens, and of each member's random features."""
+    agree(ask, name, sizes, TURNS, {"objective": "masked", "model": model})
+
+
+IN_PIECES = {"optimizer": {"accumulation_steps": 2}, "model": ONE_LAYER}
 
 
 @pytest.mark.parametrize("sizes", [(1, 4, 1, 1), pytest.param(MIXED, marks=pytest.mark.all)])
-def test_a_row_has_the_same_random_draw_on_every_mesh(ask, sizes):
-    agree(ask, "rotary", sizes, TURNS, {"objective": "masked", **ONE_LAYER})
-
-
-@pytest.mark.parametrize("sizes", [(1, 4, 1, 1), pytest.param(MIXED, marks=pytest.mark.all)])
-@pytest.mark.parametrize("name", ["fire", pytest.param("transformer_xl", marks=pytest.mark.all)])
+@pytest.mark.parametrize("name", ["relative_bias", pytest.param("transformer_xl", marks=pytest.mark.all)])
 def test_every_device_has_rows_of_every_piece(ask, name, sizes):
-    agree(ask, name, sizes, TURNS, {"optimizer": {"accumulation_steps": 2}, **ONE_LAYER})
+    agree(ask, name, sizes, TURNS, IN_PIECES)
 
 
 @pytest.mark.all
 @pytest.mark.parametrize("block", ["llama", "neox", "bert"])
 def test_other_blocks_are_the_same_on_several_devices(ask, block):
-    agree(ask, "rotary", MIXED, VMAP, {"model": {"block": BLOCKS[block], "layers": 1}})
+    agree(ask, "rotary", MIXED, VMAP, {"model": {"block": BLOCKS[block], **ONE_LAYER}})
 
 
-@pytest.mark.parametrize("sizes", [(2, 4, 1, 1), pytest.param(MIXED, marks=pytest.mark.all)])
+@pytest.mark.parametrize(
+    "sizes", [(1, 4, 1, 1), *(pytest.param(s, marks=pytest.mark.all) for s in ((2, 4, 1, 1), MIXED))]
+)
 def test_totals_of_documents_are_the_same_on_several_devices(ask, sizes):
-    alone, several = (ask("evaluated", "relative_bias", each, ONE_LAYER) for each in (ALONE, sizes))
+    alone, several = (ask("evaluated", "relative_bias", mesh, TURNS, IN_PIECES) for mesh in (ALONE, sizes))
     for key in ("nats", "document_nats"):
         np.testing.assert_allclose(several[key], alone[key], rtol=1e-5, err_msg=key)
     assert several["tokens"] == alone["tokens"] == [20] * 16

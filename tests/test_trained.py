@@ -64,7 +64,7 @@ def test_members_that_diverged_are_left_out(runs, tmp_path):
     run = trained.load(runs / "rotary")
     one = trained.Trained(**{**vars(run), "diverged": (True, False)}).finite()
     assert one.seeds == (1,) and one.models == run.models[1:] and one.diverged == (False,)
-    with pytest.raises(Refusal, match="every member of the run in .*rotary' diverged: train it at a lower learning"):
+    with pytest.raises(Refusal, match=r"every member of the run in .*rotary' diverged: train it at a lower"):
         trained.Trained(**{**vars(run), "diverged": (True, True)}).finite()
 
 

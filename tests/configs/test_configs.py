@@ -54,9 +54,7 @@ def test_a_head_has_width_over_heads_components_unless_its_size_is_set():
 
     assert config.model.head_size is None and head_size() == config.model.width // config.model.heads
     config.model.heads = 3
-    with pytest.raises(
-        Refusal, match="model.width=64 is not divisible by model.heads=3.*unless model.head_size is set"
-    ):
+    with pytest.raises(Refusal, match=r"width=64 is not divisible by model.heads=3.*unless model.head_size is set"):
         head_size()
     config.model.head_size = 24
     assert head_size() == 24
