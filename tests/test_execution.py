@@ -148,10 +148,10 @@ def _run(found: training.Program) -> tuple[training.Program, str, np.ndarray]:
     ({"kernel": "xla"}, 1e-5),
 ])  # fmt: skip
 def test_a_decision_changes_the_program_and_its_losses_by_rounding_only(change, tolerance, monkeypatch):
+    found, text, losses = usual()
     choose = execution.choose
     monkeypatch.setattr(execution, "choose", lambda *args, **kwargs: choose(*args, **kwargs)._replace(**change))
     other, other_text, same = _run(program("rotary", 2))
-    found, text, losses = usual()
     assert found.execution != other.execution == found.execution._replace(**change)
     assert text != other_text
     np.testing.assert_allclose(same, losses, atol=tolerance)

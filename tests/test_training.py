@@ -123,7 +123,8 @@ def test_a_run_that_stops_and_resumes_has_the_same_bits(tmp_path):
             if step == 2:
                 checkpoints.save(step, state, {})
             state, _ = shared().step(state, batch)
-    resumed = Checkpoints.read(tmp_path, shared().abstract).tree
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        resumed = checkpoints.restore(shared().abstract).tree
     for batch in batches[2:]:
         resumed, _ = shared().step(resumed, batch)
     jax.tree.map(np.testing.assert_array_equal, resumed, state)
