@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from configs import lm
-from rope_lm import journal, probing, run, trained
+from rope_lm import loop, probing, trained
 from rope_lm.data.probes import Probe
+from rope_lm.provenance import provenance
 from scripts import entry
 
 ROOT = Path(__file__).parents[1]
@@ -32,7 +33,7 @@ def runs(text, cache, tmp_path_factory) -> Path:
         config.every.update({"evaluate": 600, "save": 600, "log": 100})
         config.data.update({"length": 16, "batch": 32, "validation_rows": 8, "cache": cache})
         config.model.update({"width": 32, "heads": 2, "layers": 2, "hidden": 64})
-        run.train(entry.plain(config), folder / name, journal.provenance(["test"], {}))
+        loop.train(entry.plain(config), folder / name, provenance(["test"], {}))
     return folder
 
 

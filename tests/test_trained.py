@@ -13,10 +13,11 @@ import pytest
 from flax import nnx
 
 from configs import lm
-from rope_lm import distance, extrapolation, journal, run, trained
+from rope_lm import distance, extrapolation, loop, plan, run_directory, trained
 from rope_lm.data import Data
 from rope_lm.generate import generate, pick
 from rope_lm.positions import contiguous
+from rope_lm.provenance import provenance
 from rope_lm.refusal import Refusal
 from scripts import entry
 from tests.models import attention
@@ -35,7 +36,7 @@ def runs(text, cache, tmp_path_factory) -> Path:
         config.every.update({"evaluate": 50, "save": 100, "log": 50})
         config.data.update({"length": 32, "batch": 8, "validation_rows": 6, "cache": cache})
         config.model.update({"width": 32, "heads": 2, "layers": 1, "hidden": 64})
-        run.train(entry.plain(config), folder / name, journal.provenance(["test"], {}))
+        loop.train(entry.plain(config), folder / name, provenance(["test"], {}))
     return folder
 
 
@@ -46,9 +47,9 @@ def call(*words: object) -> subprocess.CompletedProcess:
 def test_the_models_are_those_that_the_run_validated(runs):
     """The last validation loss again, from the loaded parameters and the text."""
     made = trained.load(runs / "rotary")
-    text: Data = run.plan(_tuples(made.config)).data
+    text: Data = plan.plan(_tuples(made.config)).data
     for member, model in enumerate(made.models):
-        rows = [row for row in journal.read_rows(runs / "rotary" / "metrics.jsonl") if row["split"] == "validation"]
+        rows = [row for row in run_directory.read_rows(runs / "rotary" / "metrics.jsonl") if row["split"] == "validation"]
         known = next(row["nats"] for row in rows if row["step"] == 150 and row["member"] == member)
         assert trained.over_rows(extrapolation._nats, model, text.validation).mean() == pytest.approx(known, abs=1e-5)
     assert made.step == 150 and made.seeds == (0, 1)

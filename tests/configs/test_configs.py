@@ -9,8 +9,9 @@ import pytest
 
 from configs import ablation, lm, resolved
 from configs.presets import BLOCKS, POSITIONS, SCALES
-from rope_lm import launch, positional
+from rope_lm import positional
 from rope_lm.refusal import Refusal
+from rope_lm.sweep.arms import expand
 from scripts import entry
 
 ROOT = Path(__file__).parents[2]
@@ -39,7 +40,7 @@ def test_the_limit_of_learned_positions_follows_the_length():
     assert config.model.position.limit == 96
     sweep = ablation.get_config("quick")
     sweep.base.data.length = 48
-    assert launch.expand(entry.plain(sweep), None)["learned"]["model"]["position"]["limit"] == 48
+    assert expand(entry.plain(sweep), None)["learned"]["model"]["position"]["limit"] == 48
 
 
 def test_the_hidden_width_follows_the_width_unless_it_is_set():
@@ -80,7 +81,7 @@ def test_a_path_may_hold_commas():
 
 @pytest.mark.parametrize("name", sorted(ablation.SWEEPS))
 def test_the_arms_of_a_sweep_differ_in_encoding_and_rate_alone(name):
-    arms = launch.expand(entry.plain(ablation.get_config(name)), None)
+    arms = expand(entry.plain(ablation.get_config(name)), None)
     assert set(arms) <= set(positional.ENCODINGS) and len(arms) >= 5
     stripped = []
     for config in arms.values():
@@ -118,14 +119,14 @@ def test_a_sweep_takes_another_scale_and_text():
 
 def test_only_names_arms():
     sweep = entry.plain(ablation.get_config("quick"))
-    assert list(launch.expand(sweep, ["rotary", "none"])) == ["none", "rotary"]
+    assert list(expand(sweep, ["rotary", "none"])) == ["none", "rotary"]
     with pytest.raises(Refusal, match="unknown arm in --only 'rotry': did you mean rotary"):
-        launch.expand(sweep, ["rotry"])
+        expand(sweep, ["rotry"])
     with pytest.raises(Refusal, match="a sweep has base, arms and claims"):
-        launch.expand(entry.plain(lm.get_config("")), None)
+        expand(entry.plain(lm.get_config("")), None)
     sweep["arms"]["rotary"]["model"]["widht"] = 3
     with pytest.raises(Refusal, match=r"key that arm rotary changes 'model.widht'"):
-        launch.expand(sweep, None)
+        expand(sweep, None)
 
 
 def test_a_resolved_config_is_the_config_again(tmp_path):

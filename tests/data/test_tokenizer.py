@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import lm
-from rope_lm import data, journal, run, trained
+from rope_lm import data, loop, trained
 from rope_lm.data import corpora, tokenizer
+from rope_lm.provenance import provenance
 from rope_lm.refusal import Refusal
 from scripts import entry
 
@@ -173,7 +174,7 @@ def test_a_run_carries_its_tokenizer(tmp_path, text, kind):
     config.data.tokenizer = f"sentencepiece:{tmp_path / 'my.model'}" if kind == "sentencepiece" else kind
     config.data.update({"length": 8, "batch": 2, "validation_rows": 2, "cache": str(tmp_path / "cache")})
     config.model.update({"width": 16, "heads": 2, "layers": 1, "hidden": 16})
-    run.train(entry.plain(config), tmp_path / "run", journal.provenance(["test"], {}))
+    loop.train(entry.plain(config), tmp_path / "run", provenance(["test"], {}))
     (tmp_path / "my.model").unlink()
     coder = trained.load(tmp_path / "run").coder
     assert (
