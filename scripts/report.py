@@ -35,9 +35,9 @@ def main() -> int:
     archived = _read(arguments.against) if arguments.against else None
     command = shlex.join(["python", "-m", "scripts.report", *sys.argv[1:]])
     out, console = Path(arguments.out), Console()
+    sweeps = [sweep for path in arguments.runs for sweep in load_all(path)]
+    findings = gather(sweeps, arguments.treatment, command)
     try:
-        sweeps = [sweep for path in arguments.runs for sweep in load_all(path)]
-        findings = gather(sweeps, arguments.treatment, command)
         summary = report.write(findings, out)
     except OSError as error:
         raise Refusal(f"--out={arguments.out!r} cannot be written ({error.strerror}): choose another folder") from error

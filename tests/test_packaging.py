@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rope_lm.analysis.report import BOUNDS
+from rope_lm.analysis.tables import BOUNDS
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(path for folder in ("rope_lm", "configs", "scripts") for path in (ROOT / folder).rglob("*.py"))

@@ -9,9 +9,9 @@ is read in the same way. `table` returns a list of dicts: `pandas.DataFrame(tabl
 """
 
 from rope_lm.analysis import figures
+from rope_lm.analysis.archive import load, load_all
 from rope_lm.analysis.claims import judge_all
 from rope_lm.analysis.comparison import compare
-from rope_lm.analysis.loading import load, load_all
 from rope_lm.analysis.runs import table
 from rope_lm.analysis.tuning import sensitivity, tune
 

@@ -45,7 +45,7 @@ class Run:
     manifest: dict[str, Any]
     status: dict[str, Any]
     rows: list[dict[str, Any]]  # of metrics.jsonl
-    measured: dict[str, Any]  # by key of MEASUREMENTS (loading.py); a key is absent if it was not measured
+    measured: dict[str, Any]  # by key of MEASUREMENTS (archive.py); a key is absent if it was not measured
 
     @property
     def encoding(self) -> str:
