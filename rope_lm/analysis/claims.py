@@ -1,14 +1,14 @@
 """Verdicts on claims. Each claim is dated by when it was first recorded."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from rope_lm.analysis.comparison import Contrast, compare, contrast
-from rope_lm.analysis.estimates import Difference, Speedup, holm, judge, t_test, two_one_sided, within
+from rope_lm.analysis.estimates import holm, judge, t_test, two_one_sided, within
 from rope_lm.analysis.runs import Sweep
 from rope_lm.refusal import Refusal, unknown
 
@@ -27,7 +27,7 @@ class Verdict:
     mean: float = math.nan  # a ratio or, for the final loss, a difference
     low: float = math.nan
     high: float = math.nan
-    bound: str = ""  # as in Speedup
+    bound: str = ""  # as in Effect
     n: int = 0  # pairs of seeds
     p: float = math.nan  # two-sided t test against the threshold; for no difference, twice the larger one-sided p
     p_holm: float = math.nan  # corrected over all claims that could be tested
@@ -81,19 +81,16 @@ def _judge(sweep: Sweep, name: str, claim: dict[str, Any]) -> Verdict:
 def _test(verdict: Verdict, found: Contrast) -> Verdict:
     """Return the verdict from the interval of the outcome: for ratios, that of their logarithms."""
     outcome, threshold, relation = (verdict.claim[key] for key in ("outcome", "threshold", "relation"))
-    effect: Speedup | Difference
+    scale: Callable[[float], float] = float if outcome == "final" else math.log
     if outcome == "final":
-        effect, at = found.final, threshold
-        values, low, high = effect.values, effect.low, effect.high
-        decision = judge(low, high, at, effect.bound)
+        effect = found.final
     else:
         effect = getattr(found.common, outcome) if relation == "within" else found.judge(outcome, threshold)
-        values, at, low, high = effect.logs, math.log(threshold), math.log(effect.low), math.log(effect.high)
-        decision = effect.verdict
-    p = t_test(values, at)
+    at, low, high = map(scale, (threshold, effect.low, effect.high))
+    decision, p = effect.verdict or judge(low, high, at, effect.bound), t_test(effect.values, at)
     if relation == "within":
         decision = within(low, high, -at, at, effect.bound)
         # The 95% interval lies within the margin if both one-sided p are below 2.5%: twice the larger is below 5%.
-        p = float(np.minimum(1, 2 * two_one_sided(values, -at, at)))
-    interval = {key: getattr(effect, key) for key in ("mean", "low", "high", "bound")}
-    return replace(verdict, **interval, n=len(values), p=p, verdict=decision)
+        p = float(np.minimum(1, 2 * two_one_sided(effect.values, -at, at)))
+    interval = {key: getattr(effect, key) for key in ("mean", "low", "high", "bound", "n")}
+    return replace(verdict, **interval, p=p, verdict=decision)

@@ -12,10 +12,9 @@ from rope_lm.analysis.estimates import (
     BOUND,
     MARGIN,
     Crossing,
-    Difference,
+    Effect,
     Estimate,
     NoiseFloor,
-    Speedup,
     crossing,
     detectable,
     difference,
@@ -33,9 +32,9 @@ from rope_lm.refusal import Refusal
 class Costs(NamedTuple):
     """The speed-up to one target, by the cost of reaching it."""
 
-    steps: Speedup
-    seconds: Speedup  # of training, without compilation
-    flops: Speedup
+    steps: Effect
+    seconds: Effect  # of training, without compilation
+    flops: Effect
 
 
 @dataclass(frozen=True)
@@ -50,12 +49,12 @@ class Contrast:
 
     median: Costs
     common: Costs
-    final: Difference  # baseline's final loss minus the treatment's, over seeds that reach a finite one in both
-    area: Difference  # the same for the mean loss over the run (area under the loss curve)
+    final: Effect  # baseline's final loss minus the treatment's, over seeds that reach a finite one in both
+    area: Effect  # the same for the mean loss over the run (area under the loss curve)
     curves: tuple[list[Curve], list[Curve]]  # of the seeds that both have: baseline's, treatment's
     targets: list[float]  # of `profile`
 
-    def judge(self, cost: str, threshold: float) -> Speedup:
+    def judge(self, cost: str, threshold: float) -> Effect:
         """Return the speed-up that decides whether it is above `threshold`, with that verdict.
 
         *Supported* is decided at the median target. *Refuted* is decided at the common one if the median gives a bound,
@@ -73,12 +72,12 @@ class Contrast:
         return (first if first.bound in ("", "lower") else second)._replace(verdict="inconclusive")
 
     @cached_property
-    def steps(self) -> Speedup:
+    def steps(self) -> Effect:
         """The speed-up in steps, with the verdict on whether it is above 1."""
         return self.judge("steps", 1.0)
 
     @cached_property
-    def profile(self) -> list[Speedup]:
+    def profile(self) -> list[Effect]:
         """The speed-ups in steps to a series of targets, the highest loss first."""
         own, other = self.curves
         return [speedup(_crossings(own, target), _crossings(other, target), target) for target in self.targets]
@@ -91,7 +90,7 @@ class Contrast:
     @property
     def detectable(self) -> float:
         """The smallest speed-up that equally many, equally noisy pairs detect in 80% of studies."""
-        logs = self.common.steps.logs  # at the median, half of the baseline's seeds are cut off and look less noisy
+        logs = self.common.steps.values  # at the median, half of the baseline's seeds are cut off and look less noisy
         return math.exp(detectable(float(np.std(logs, ddof=1)), len(logs))) if len(logs) > 1 else math.nan
 
 
@@ -108,7 +107,7 @@ class Arm:
     steps: float  # of this arm to the target: geometric mean over the seeds that both have
     treated_steps: float  # of the treatment to the same target
     contrast: Contrast | None  # the treatment compared with this arm; None for the treatment itself
-    itself: Speedup | None  # half of its seeds over the other half (A/A); None for fewer than two
+    itself: Effect | None  # half of its seeds over the other half (A/A); None for fewer than two
     p_holm: float = math.nan  # p of the speed-up in steps, corrected over the arms
 
     @property
@@ -116,7 +115,7 @@ class Arm:
         return self.run.arm
 
     @property
-    def speedup(self) -> Speedup | None:
+    def speedup(self) -> Effect | None:
         """The treatment's speed-up over this arm, in steps."""
         return self.contrast.steps if self.contrast else None
 
@@ -253,7 +252,7 @@ def _sides(pairs: Sequence[tuple[Curve, Curve]]) -> tuple[list[Curve], list[Curv
     return [own for own, _ in pairs], [other for _, other in pairs]
 
 
-def _itself(run: Run) -> Speedup | None:
+def _itself(run: Run) -> Effect | None:
     """Return the speed-up of the first half of a run's seeds over the second half, in pairs: it is truly 1."""
     half = len(run.curves) // 2
     if not half:

@@ -29,17 +29,6 @@ class Estimate(NamedTuple):
     high: float
 
 
-class Difference(NamedTuple):
-    """The baseline's value minus the treatment's: mean over pairs of seeds."""
-
-    mean: float
-    low: float
-    high: float
-    p: float  # two-sided, exact sign-flip test
-    values: tuple[float, ...]  # one per pair
-    bound: str = ""  # as in Speedup, if pairs without a finite loss are left out
-
-
 class Crossing(NamedTuple):
     """The step at which a curve first reaches a target."""
 
@@ -47,18 +36,26 @@ class Crossing(NamedTuple):
     censored: bool  # True if it never does
 
 
-class Speedup(NamedTuple):
-    """The ratio of the baseline's steps (seconds, FLOPs) to the treatment's: geometric mean over seeds."""
+class Effect(NamedTuple):
+    """The treatment compared with the baseline over pairs of seeds.
+
+    A speed-up is the ratio of the baseline's steps (seconds, FLOPs) to the treatment's, a geometric mean over pairs. A
+    difference is the baseline's value minus the treatment's, a mean over pairs.
+    """
 
     mean: float
-    low: float
+    low: float  # of the 95% interval, as in Estimate
     high: float
     p: float  # two-sided, exact sign-flip test
-    n: int  # pairs of seeds
-    target: float  # validation loss
-    bound: str  # "" if every pair crosses; "lower", "upper" or "unknown" if censoring makes it a bound
-    verdict: str  # supported, refuted, inconclusive; in a contrast also equivalent
-    logs: tuple[float, ...]  # log ratio of each pair
+    values: tuple[float, ...]  # one per pair: the log ratio, or the difference
+    bound: str = ""  # "lower", "upper" or "unknown" if censored or missing pairs make it a bound
+    target: float = math.nan  # validation loss that is reached; of a speed-up
+    verdict: str = ""  # supported, refuted, inconclusive; in a contrast also equivalent; of a speed-up
+
+    @property
+    def n(self) -> int:
+        """Pairs of seeds."""
+        return len(self.values)
 
 
 def crossing(steps: np.ndarray, nats: np.ndarray, target: float) -> Crossing:
@@ -129,13 +126,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def difference(baseline: Values, treatment: Values) -> Difference:
+def difference(baseline: Values, treatment: Values) -> Effect:
     """Return the paired difference, baseline minus treatment."""
     values = np.subtract(baseline, treatment)
-    return Difference(*interval(values), sign_flip(values), tuple(values.tolist()))
+    return Effect(*interval(values), sign_flip(values), tuple(values.tolist()))
 
 
-def speedup(baseline: Sequence[Crossing], treatment: Sequence[Crossing], target: float) -> Speedup:
+def speedup(baseline: Sequence[Crossing], treatment: Sequence[Crossing], target: float) -> Effect:
     """Return the treatment's speed-up over the baseline from paired crossings of one target.
 
     A censored baseline makes a pair's ratio a lower bound, which is conservative. A censored treatment makes it an
@@ -147,7 +144,7 @@ def speedup(baseline: Sequence[Crossing], treatment: Sequence[Crossing], target:
     bound = "" if not kinds else kinds.pop() if len(kinds) == 1 else "unknown"
     mean, low, high = (math.exp(value) for value in interval(logs))
     verdict = judge(low, high, 1.0, bound)
-    return Speedup(mean, low, high, sign_flip(logs), len(logs), target, bound, verdict, tuple(logs))
+    return Effect(mean, low, high, sign_flip(logs), tuple(logs), bound, target, verdict)
 
 
 def judge(low: float, high: float, threshold: float, bound: str) -> str:
@@ -218,12 +215,12 @@ class NoiseFloor(NamedTuple):
     positives: int  # of those, found faster or slower than themselves: false positives
 
 
-def noise_floor(ratios: Sequence[Speedup], n: int) -> NoiseFloor:
+def noise_floor(ratios: Sequence[Effect], n: int) -> NoiseFloor:
     """Return the noise floor at `n` pairs, pooled from the speed-ups of arms over themselves.
 
     Their log ratios have mean zero by construction, so each of them counts as a degree of freedom.
     """
-    logs = np.array([log for ratio in ratios for log in ratio.logs])
+    logs = np.array([log for ratio in ratios for log in ratio.values])
     if not len(logs) or not n:
         return NoiseFloor(math.nan, math.nan, math.nan, len(logs), 0, 0)
     deviation = math.sqrt(np.mean(logs**2))

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
 
 from rope_lm.analysis.comparison import Comparison
-from rope_lm.analysis.estimates import NoiseFloor, Speedup, interval
+from rope_lm.analysis.estimates import Effect, NoiseFloor, interval
 from rope_lm.analysis.findings import Findings
 from rope_lm.analysis.runs import Run
 from rope_lm.analysis.tuning import Sensitivity, Tuning
@@ -172,7 +172,7 @@ def speedups(axes: Axes, arms: Comparison) -> None:
     axes.grid(axis="y", visible=False)
 
 
-def _whisker(axes: Axes, row: float, s: Speedup, look: dict[str, Any]) -> None:
+def _whisker(axes: Axes, row: float, s: Effect, look: dict[str, Any]) -> None:
     color = look["color"]
     if np.isfinite(s.low):
         axes.plot([s.low, s.high], [row, row], color=color, linewidth=3, solid_capstyle="butt")

@@ -12,8 +12,6 @@ from rope_lm.analysis.runs import Run, Sweep, distinct
 from rope_lm.analysis.tuning import Sensitivity, Tuning, sensitivity, tune
 from rope_lm.refusal import Refusal
 
-FIRST = ("sinusoidal", "learned", "relative_bias", "none")  # columns of the matrix
-
 
 @dataclass(frozen=True)
 class Section:
@@ -85,11 +83,6 @@ class Findings:
         """The comparisons that could be made."""
         return [section.comparison for section in self.sections if section.comparison]
 
-    @property
-    def tunings(self) -> list[Tuning]:
-        """The arms of all grids."""
-        return [tuning for section in self.sections for tuning in section.tunings]
-
     @cached_property
     def claims(self) -> list[claims.Verdict]:
         """The verdicts on all claims."""
@@ -107,21 +100,14 @@ class Findings:
                 rows.append(comparison if same else compare(comparison.sweep, treatment))
         return [row for row in rows if row.tested]
 
-    @property
-    def baselines(self) -> list[str]:
-        """The columns of the matrix."""
-        names = {arm.name for row in self.matrix for arm, _ in row.tested}
-        return [name for name in FIRST if name in names] + sorted(names - set(FIRST))
-
     @cached_property
     def factors(self) -> list[Factor]:
         """The sweeps whose settings differ in one number."""
-        factors = []
-        for sweep in self.sweeps:
-            settings = [each for each in self.comparisons if each.sweep.name == sweep.name and each.tested]
-            if len(settings) > 1 and len(settings) == len(sweep.settings) and (factor := _factor(sweep, settings)):
-                factors.append(factor)
-        return factors
+        found = {
+            sweep.name: [each for each in self.comparisons if each.sweep.name == sweep.name] for sweep in self.sweeps
+        }
+        factors = [_factor(sweep, found[sweep.name]) for sweep in self.sweeps]
+        return [factor for factor in factors if factor]
 
     @cached_property
     def warnings(self) -> list[str]:
@@ -158,7 +144,9 @@ def plain(name: str) -> str:
 
 
 def _factor(sweep: Sweep, settings: list[Comparison]) -> Factor | None:
-    """Return the number in which the settings differ: their size, or one key of the config."""
+    """Return the number in which the settings of a sweep differ: their size, or one key of the config."""
+    if len(settings) < 2 or len(settings) < len(sweep.settings) or not all(setting.tested for setting in settings):
+        return None
     runs = [setting.arms[0].run for setting in settings]
     configs = [_numbers(run.config) for run in runs]
     differing = {key for key in configs[0] if len({str(config.get(key)) for config in configs}) > 1}

@@ -39,18 +39,11 @@ CAPTIONS = {
 }
 
 
-class Drawing(NamedTuple):
-    """A figure on the page."""
-
-    svg: str
-    caption: str
-
-
 class Chapter(NamedTuple):
     """A part of the page about one setting, grid or factor."""
 
     title: str
-    drawings: list[Drawing]
+    drawings: list[tuple[str, str]]  # SVG and caption of each figure
     tables: list[Table]
     section: Section | None = None
     sentences: Sequence[tuple[str, str]] = ()  # verdict, and the same in words
@@ -78,8 +71,8 @@ def render(findings: Findings, drawings: Mapping[str, str]) -> str:
     """Return the page as HTML. `drawings` are the figures as SVG, by name."""
     captions = {kind: caption.format(treatment=findings.treatment) for kind, caption in CAPTIONS.items()}
 
-    def drawn(prefix: str, kinds: Iterable[str] = CAPTIONS) -> list[Drawing]:
-        return [Drawing(drawings[prefix + kind], captions[kind]) for kind in kinds if prefix + kind in drawings]
+    def drawn(prefix: str, kinds: Iterable[str] = CAPTIONS) -> list[tuple[str, str]]:
+        return [(drawings[prefix + kind], captions[kind]) for kind in kinds if prefix + kind in drawings]
 
     page = Page(
         findings=findings,
@@ -115,7 +108,7 @@ def render(findings: Findings, drawings: Mapping[str, str]) -> str:
     return environment.get_template("page.html").render(page=page)
 
 
-def _chapter(section: Section, drawings: list[Drawing]) -> Chapter:
+def _chapter(section: Section, drawings: list[tuple[str, str]]) -> Chapter:
     comparison = section.comparison
     if not comparison or not comparison.arms:
         return Chapter(section.sweep.title, drawings, [], section)

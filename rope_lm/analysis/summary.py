@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 from rope_lm.analysis.comparison import Arm, Comparison
-from rope_lm.analysis.estimates import Difference, Speedup
+from rope_lm.analysis.estimates import Effect
 from rope_lm.analysis.findings import Findings
 
 SCHEMA = 2
@@ -13,6 +13,9 @@ VERDICT = (
     *("study", "name", "verdict", "late", "mean", "low", "high"),
     *("bound", "n", "p", "p_holm", "unit", "sentence", "claim"),
 )
+
+GAP = ("mean", "low", "high", "p", "bound")
+SPEEDUP = ("mean", "low", "high", "p", "verdict", "target", "n", "bound")
 
 
 def summarize(findings: Findings) -> dict[str, Any]:
@@ -44,7 +47,8 @@ def summarize(findings: Findings) -> dict[str, Any]:
         "arms": [_arm(comparison, arm) for comparison in findings.comparisons for arm in comparison],
         "tuning": [
             _pick(tuning, "arm", "setting", "best", "learning_rates", "final_nats", "seeds")
-            for tuning in findings.tunings
+            for section in findings.sections
+            for tuning in section.tunings
         ],
         "sensitivity": [
             {
@@ -116,7 +120,7 @@ def _arm(comparison: Comparison, arm: Arm) -> dict[str, Any]:
             "to_common": _speedup(found.common.steps),
             "detectable": found.detectable,
         },
-        "gap": found and {"final": _difference(found.final), "area": _difference(found.area)},
+        "gap": found and {key: _pick(getattr(found, key), *GAP) for key in ("final", "area")},
         "profile": [_pick(s, "target", "mean", "low", "high", "bound") for s in (found.profile if found else [])],
         "tokens_per_second": run.tokens_per_second,
         "overhead": arm.overhead,
@@ -125,15 +129,8 @@ def _arm(comparison: Comparison, arm: Arm) -> dict[str, Any]:
     }
 
 
-SPEEDUP = ("mean", "low", "high", "p", "verdict", "target", "n", "bound")
-
-
-def _speedup(speedup: Speedup | None) -> dict[str, Any] | None:
+def _speedup(speedup: Effect | None) -> dict[str, Any] | None:
     return _pick(speedup, *SPEEDUP) if speedup else None
-
-
-def _difference(difference: Difference) -> dict[str, Any]:
-    return _pick(difference, "mean", "low", "high", "p", "bound")
 
 
 def _pick(value: Any, *names: str) -> dict[str, Any]:

@@ -30,6 +30,7 @@ COLUMNS = {
     "parameters": "parameters (its own)",
     "rate": "peak learning rate",
 }
+FIRST = ("sinusoidal", "learned", "relative_bias", "none")  # columns of the matrix
 BOUNDS = {"": "", "lower": "≥ ", "upper": "≤ ", "unknown": "? "}
 Cell = str | tuple[str, str]  # text, or a first line and a note below it
 
@@ -85,14 +86,14 @@ def _p(p: float, corrected: float) -> str:
 def matrix(findings: Findings) -> Table:
     """Return the verdicts and speed-ups of every setting over every baseline."""
     several = len([sweep for sweep in findings.sweeps if not sweep.grid]) > 1
+    names = {arm.name for row in findings.matrix for arm, _ in row.tested}
+    baselines = [name for name in FIRST if name in names] + sorted(names - set(FIRST))
     rows: list[list[Cell]] = []
     for row in findings.matrix:
         cells = {arm.name: (contrast.steps.verdict, estimate(contrast.steps)) for arm, contrast in row.tested}
         note = f"{row.sweep.name}, {row.treatment}" if row.sweep.setting and several else row.treatment
-        rows.append(
-            [(row.sweep.setting or row.sweep.name, note), *(cells.get(name, "") for name in findings.baselines)]
-        )
-    return Table(["setting", *(f"over {name}" for name in findings.baselines)], rows)
+        rows.append([(row.sweep.setting or row.sweep.name, note), *(cells.get(name, "") for name in baselines)])
+    return Table(["setting", *(f"over {name}" for name in baselines)], rows)
 
 
 def factor(factor: Factor) -> Table:

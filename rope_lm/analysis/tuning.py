@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rope_lm.analysis.comparison import contrast, paired
-from rope_lm.analysis.estimates import Speedup
+from rope_lm.analysis.estimates import Effect
 from rope_lm.analysis.runs import Run, Sweep
 
 
@@ -58,8 +58,8 @@ class Sensitivity:
 
     baseline: str
     learning_rates: list[float]
-    shared: list[Speedup | None]  # both arms at one learning rate; None if no pair of members is finite
-    tuned: Speedup | None  # each arm at its own best
+    shared: list[Effect | None]  # both arms at one learning rate; None if no pair of members is finite
+    tuned: Effect | None  # each arm at its own best
 
 
 def sensitivity(sweep: Sweep, treatment: str) -> list[Sensitivity]:
@@ -80,5 +80,5 @@ def sensitivity(sweep: Sweep, treatment: str) -> list[Sensitivity]:
     return found
 
 
-def _speedup(baseline: Run, treatment: Run) -> Speedup | None:
+def _speedup(baseline: Run, treatment: Run) -> Effect | None:
     return contrast(baseline, treatment).steps if paired(baseline, treatment) else None

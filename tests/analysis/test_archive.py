@@ -20,7 +20,6 @@ from tests.analysis.conftest import (
     write_claim,
     write_report,
     write_run,
-    write_study,
 )
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -56,8 +55,9 @@ def measure(folder: Path) -> None:
 
 def test_the_report_of_an_archive_is_the_report_of_its_runs(tmp_path: Path) -> None:
     """All files are equal byte by byte, except that the page names its command. The grid is given without its runs."""
-    study = write_study(tmp_path / "study")
-    measure(study / "causal-softmax" / "rotary")
+    study = tmp_path / "study"
+    for arm, speed in (("rotary", 2.0), ("learned", 1.0)):
+        measure(write_run(study / "causal-softmax" / arm, arm, speed, (0, 1)))
     write_claim(study, setting="causal-softmax")
     write_run(tmp_path / "runs" / "causal-softmax" / "rotary", "rotary", 1, (100, 101), (1e-3, 3e-3))
     (tmp_path / "grid").mkdir()

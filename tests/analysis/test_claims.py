@@ -77,7 +77,7 @@ def test_p_is_students_against_the_threshold_and_corrected_over_all_claims(pair:
     made = judge_all([load(pair)])
     found = compare(load(pair), "rotary")["learned"].contrast
     # What is supported is so at the baseline's median, what is refuted where no seed is censored.
-    logs = [found.median.steps.logs, found.median.steps.logs, found.common.steps.logs]
+    logs = [found.median.steps.values, found.median.steps.values, found.common.steps.values]
     expected = [stats.ttest_1samp(x, math.log(at)).pvalue for x, at in zip(logs, (1.0, 1.97, 2.5), strict=True)]
     assert [each.p for each in made[:3]] == pytest.approx(expected) and math.isnan(made[3].p_holm)
     assert [each.p_holm for each in made[:3]] == pytest.approx(holm(expected)), "an untested claim corrects nothing"

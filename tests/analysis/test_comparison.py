@@ -197,8 +197,8 @@ def test_the_smallest_effect_is_by_the_spread_that_nothing_cuts_off(tmp_path: Pa
     for arm, speed in (("learned", 1), ("rotary", 1.3)):
         write_run(tmp_path / "s" / arm, arm, by_seed(speed), SIX)
     found = compare(load(tmp_path / "s"), "rotary")["learned"].contrast
-    assert np.std(found.median.steps.logs) < 0.9 * np.std(found.common.steps.logs)
-    assert math.log(found.detectable) == pytest.approx(detectable(np.std(found.common.steps.logs, ddof=1), 6))
+    assert np.std(found.median.steps.values) < 0.9 * np.std(found.common.steps.values)
+    assert math.log(found.detectable) == pytest.approx(detectable(np.std(found.common.steps.values, ddof=1), 6))
 
 
 def by_seed(speed: float) -> Loss:

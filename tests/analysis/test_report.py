@@ -353,11 +353,11 @@ def test_settings_that_differ_in_size_give_speedup_against_parameters(tmp_path: 
                 config={"model": {"width": width, "hidden": 4 * width}},
                 manifest={"parameters": parameters},
             )
-    made = write_report(tmp_path / "out", load(tmp_path / "sizes"))
-    factor = only(made["factors"])
+    sizes = load(tmp_path / "sizes")
+    factor = only(summary(sizes)["factors"])
     assert factor["of"] == "parameters" and factor["values"] == [41_000, 131_000, 381_000]
-    assert (tmp_path / "out" / "figures" / "sizes-factor.svg").exists()
-    assert "speed-up against parameters" in (tmp_path / "out" / "index.html").read_text()
+    assert "sizes-factor" in {name for name, _ in figures.of(find(sizes))}
+    assert "sizes: speed-up against parameters" in html(sizes)
 
 
 def test_settings_that_differ_in_one_number_give_speedup_against_it(tmp_path: Path) -> None:
@@ -392,7 +392,7 @@ def test_the_page_says_that_verdicts_are_not_corrected_and_how_low_p_can_be(
 
 
 def test_three_lines_in_a_notebook(shared: Path) -> None:
-    """Those of the package's own documentation."""
+    """The lines in the package's own documentation."""
     lines = [line[4:] for line in analysis.__doc__.splitlines() if line.startswith(">>> ")]
     assert len(lines) == 3
     names: dict = {}
