@@ -187,7 +187,7 @@ def _load(orbax: ocp.AsyncCheckpointer, folder: Path, abstract: Any) -> Saved:
     arguments = ocp.checkpoint_utils.construct_restore_args(target)
     restored = orbax.restore(folder / "state", args=ocp.args.PyTreeRestore(target, arguments))
     found = {_name(path): leaf for path, leaf in jax.tree.leaves_with_path(restored)}
-    return Saved(int(folder.name), structure.unflatten(found[name] for name in wanted), about["note"])
+    return Saved(int(folder.name), jax.tree.unflatten(structure, [found[name] for name in wanted]), about["note"])
 
 
 def _name(path: tuple[Any, ...]) -> str:

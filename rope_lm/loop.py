@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -40,7 +40,9 @@ def train(
                 f"steps={planned.steps}: the run in {str(directory.workdir)!r} is at step {directory.saved} already: "
                 f"give at least {directory.saved}, or another --workdir"
             )
-        if status and (status["status"] == "diverged" or _is_finished(status, planned.steps)):
+        if status and (
+            status["status"] == "diverged" or (status["status"] == "finished" and status["step"] >= planned.steps)
+        ):
             return status
         loop = Loop(planned, directory)
         try:
@@ -81,15 +83,6 @@ def manifest(plan: Plan, provenance: Mapping[str, Any], deterministic: bool) -> 
     }
 
 
-class Outcome(NamedTuple):
-    """The end of a run."""
-
-    status: str
-    why: str
-    step: int
-    diverged: dict[str, int]  # member: step
-
-
 class Clock:
     """Seconds of training. It is stopped while the run compiles, evaluates and saves."""
 
@@ -111,7 +104,8 @@ class Loop:
 
     def __init__(self, plan: Plan, directory: RunDirectory):
         self.plan, self.directory = plan, directory
-        self.done, self.state = 0, None
+        self.done = 0
+        self.state: Any = None  # a training.State, once there is one
         self.consumed = [""] * len(plan.members)  # data.batches.chain of all batches up to step `done`
         self.pending: tuple[int, training.Metrics] | None = None  # metrics of a step that may not be computed yet
         self.diverged = np.full(len(plan.members), -1)  # the step at which a member diverged; -1 if it did not
@@ -123,8 +117,8 @@ class Loop:
         """bool [M]: members that diverged."""
         return self.diverged >= 0
 
-    def run(self) -> Outcome:
-        """Train until the last step or a signal."""
+    def run(self) -> tuple[str, str, int, dict[str, int]]:
+        """Train until the last step or a signal; return the arguments of `RunDirectory.finish`."""
         folder = self.directory.workdir / "checkpoints"
         self.plan.data.coder.save(self.directory.workdir)
         saved = self.directory.saved
@@ -157,7 +151,7 @@ class Loop:
 
     def _train(self) -> None:
         plan, every = self.plan, self.plan.every
-        source = plan.data.batches([member.seed for member in plan.members], self.done, plan.steps)
+        source: Any = plan.data.batches([member.seed for member in plan.members], self.done, plan.steps)
         with closing(source), TrainingProgress(self.directory.workdir.name, self.done, plan.steps) as self.progress:
             if self.done == 0:
                 self._validate()
@@ -262,19 +256,15 @@ class Loop:
             self.directory.write(rows)
             self.progress.show(self.done, validation=_mean(rows))
 
-    def _outcome(self) -> Outcome:
+    def _outcome(self) -> tuple[str, str, int, dict[str, int]]:
         diverged = _steps(np.asarray(self.state.diverged))
         lost = ", ".join(f"member {i} at step {step}" for i, step in diverged.items())
         if len(diverged) == len(self.plan.members):
-            return Outcome("diverged", f"no member is finite any more: {lost}", self.done, diverged)
+            return "diverged", f"no member is finite any more: {lost}", self.done, diverged
         if self.done < self.plan.steps:
             why = f"{signal.Signals(self.stop[0]).name}: run the same command again to go on"
-            return Outcome("stopped", why, self.done, diverged)
-        return Outcome("finished", f"diverged: {lost}" if lost else "", self.done, diverged)
-
-
-def _is_finished(status: Mapping[str, Any], steps: int) -> bool:
-    return status["status"] == "finished" and status["step"] >= steps
+            return "stopped", why, self.done, diverged
+        return "finished", f"diverged: {lost}" if lost else "", self.done, diverged
 
 
 def _steps(diverged: np.ndarray) -> dict[str, int]:

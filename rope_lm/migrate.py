@@ -22,7 +22,10 @@ CONFIG = {  # config keys: old name -> today's
     "model.position.low": "model.position.low_freq_factor",
     "model.position.high": "model.position.high_freq_factor",
 }
-ADDED = {"model": {"head_size": None}, "optimizer": {"name": "adamw"}}  # keys that earlier versions did not have
+ADDED: dict[str, dict[str, Any]] = {
+    "model": {"head_size": None},
+    "optimizer": {"name": "adamw"},
+}  # keys that earlier versions did not have
 FIELDS = {"rate": "learning_rate"}  # of a manifest's members and of a row of metrics
 
 

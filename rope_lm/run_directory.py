@@ -24,7 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from rope_lm import migrate
+from rope_lm import migrate, settings
 from rope_lm.refusal import Refusal
 from rope_lm.tensorboard import EventFile
 
@@ -141,7 +141,7 @@ class RunDirectory:
         write_json(self.workdir / "manifest.json", self.manifest)
 
     def finish(self, status: str, why: str, step: int, diverged: Mapping[str, int]) -> dict[str, Any]:
-        """Write how the run ended, and return it. On a full disk it is only returned, so that the cause stays visible."""
+        """Write how the run ended, and return it; on a full disk it is only returned, so that the cause is reported."""
         try:
             return self._write_status(status, why, step, diverged, self.saved)
         except OSError as error:
@@ -188,7 +188,7 @@ def read(workdir: Path) -> tuple[Any, Any, Any]:
     Raises Refusal for a file that is not JSON.
     """
     config, manifest, status = (read_json(workdir / f"{name}.json") for name in ("config", "manifest", "status"))
-    config = migrate.config(config) if isinstance(config, dict) else config
+    config = settings.tuples(migrate.config(config)) if isinstance(config, dict) else config
     return config, migrate.manifest(manifest) if isinstance(manifest, dict) else manifest, status
 
 

@@ -53,7 +53,7 @@ class Metrics(NamedTuple):
 class Documents:
     """Documents of the rows of an evaluation."""
 
-    number: Int[Array, "R T"]  # of each target's document, from 0 to G - 1
+    number: Any  # int32 [R, T]: of each target's document, from 0 to G - 1; a tracer or a placeholder too
     count: int = field(metadata={"static": True})  # G
 
 

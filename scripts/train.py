@@ -18,12 +18,14 @@ trained again.
 Exit status: 0 finished, 2 a mistake in the command, 4 diverged, 75 stopped, 1 anything else.
 """
 
+import sys
 import textwrap
 
 from absl import flags
 from ml_collections import config_flags
 
 from configs.presets import ATTENTIONS, BLOCKS, OBJECTIVES, POSITIONS, SCALES
+from rope_lm.provenance import provenance
 from rope_lm.refusal import Refusal
 from scripts import entry
 
@@ -40,7 +42,7 @@ def main() -> int:
     config = entry.config(CONFIG)
     if "arms" in config:
         raise Refusal("--config is that of a sweep, which has arms: python -m scripts.sweep trains, or lists, them")
-    workdir = None if DRY.value or TIME.value else entry.required(WORKDIR)
+    workdir = "" if DRY.value or TIME.value else entry.required(WORKDIR)
     entry.huge_pages()
     from rope_lm import loop, plan, timing  # they import JAX; a mistake in the flags is answered before that
     from rope_lm.sweep import tables
@@ -54,7 +56,7 @@ def main() -> int:
     if TIME.value:
         print(timing.seconds_per_step(plan.plan(config)))
         return 0
-    status = loop.train(config, workdir, entry.provenance(CONFIG), DETERMINISTIC.value)
+    status = loop.train(config, workdir, provenance(sys.argv, entry.overrides(CONFIG)), DETERMINISTIC.value)
     why = f" ({status['why']})" if status["why"] else ""
     print(f"{workdir}: {status['status']} at step {status['step']}{why}")
     return {"finished": 0, "diverged": 4, "stopped": 75}[status["status"]]
@@ -62,9 +64,9 @@ def main() -> int:
 
 def usage() -> str:
     """Return the help, with the names in the tables."""
-    indent = {"initial_indent": "    ", "subsequent_indent": 15 * " "}
-    lines = (textwrap.fill(f"{key:<10} {', '.join(table)}", 104, **indent) for key, table in CHOICES.items())
-    return (__doc__ or "").format(choices="\n".join(lines))
+    lines = (f"    {key:<10} {', '.join(table)}" for key, table in CHOICES.items())
+    choices = "\n".join(textwrap.fill(line, 104, subsequent_indent=15 * " ") for line in lines)
+    return (__doc__ or "").format(choices=choices)
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ FEW = ("none", "learned", "relative_bias", "rotary")  # the others are held to i
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in FEW else pytest.param(name, marks=pytest.mark.long) for name in positional.ENCODINGS]
+    "name", [name if name in FEW else pytest.param(name, marks=pytest.mark.all) for name in positional.ENCODINGS]
 )
 def test_eight_devices_compute_what_one_does(name):
     compute_what_one_does(
@@ -74,7 +74,7 @@ def test_pieces_of_a_batch_are_cut_on_every_device(name):
     compute_what_one_does(name, "ours", [(1, 4, 1, 1), (1, 2, 2, 2)], accumulate=2)
 
 
-@pytest.mark.parametrize("block", ["llama", pytest.param("neox", marks=pytest.mark.long), "bert"])
+@pytest.mark.parametrize("block", ["llama", pytest.param("neox", marks=pytest.mark.all), "bert"])
 def test_eight_devices_compute_what_one_does_with_other_blocks(block):
     compute_what_one_does("rotary", block, [(1, 2, 2, 2)])
 

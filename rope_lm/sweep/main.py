@@ -15,13 +15,12 @@ from rope_lm.sweep.pool import MISTAKE, STOPPED, Local
 LAUNCHERS = {"local": Local}  # where arms can train, by name
 
 
-def sweep(arms: Mapping[str, Config], claims: Mapping[str, Any], root: Path, launcher: Local) -> int:
+def sweep(arms: dict[str, Config], claims: Mapping[str, Any], root: Path, launcher: Local) -> int:
     """Train every arm in root/ARM and list how each ended; return an exit status.
 
     First a step of each setting is measured, to say how long the sweep takes. sweep.json keeps the measured times, and
     when each claim was first seen: a report marks a claim that was added or changed after its runs began.
     """
-    at_once = len(launcher.shares)
     try:
         for arm, config in arms.items():
             path = root / "plan" / f"{arm}.json"
@@ -38,7 +37,7 @@ def sweep(arms: Mapping[str, Config], claims: Mapping[str, Any], root: Path, lau
     except OSError as error:
         raise Refusal(f"workdir {str(root)!r} cannot be written ({error.strerror}): choose another") from error
     seconds = {name: entry["seconds"] for name, entry in (before["seconds_per_step"] | measured).items()}
-    codes = launcher.train(list(arms), tables.show_time(root, arms, seconds, at_once))
+    codes = launcher.train(list(arms), tables.show_time(root, arms, seconds, launcher.at_once))
     tables.show_end(root, {arm: "refused" if code == MISTAKE else "" for arm, code in codes.items()})
     if STOPPED in codes.values():
         print("stopped: run the same command again to go on", file=sys.stderr)
@@ -51,13 +50,13 @@ def _read(root: Path) -> dict[str, Any]:
 
 
 def _measure(
-    arms: Mapping[str, Config], root: Path, known: Mapping[str, Any], launcher: Local
+    arms: dict[str, Config], root: Path, known: Mapping[str, Any], launcher: Local
 ) -> dict[str, dict[str, Any]]:
     """Return the seconds per step of one arm of each setting that has steps left and is not `known` already."""
     measured = {}
     first = {setting(arm): arm for arm in reversed(arms) if steps_left(root, arm, arms[arm])}
     for name, arm in first.items():
-        of = digest(arms[arm], len(launcher.shares))
+        of = digest(arms[arm], launcher.at_once)
         if not (name in known and known[name]["of"] == of and known[name]["seconds"]):
             # 0 for an arm that cannot begin: it says why when its turn comes.
             measured[name] = {"of": of, "arm": arm, "seconds": launcher.measure(arm)}

@@ -29,8 +29,10 @@ class Local:
     process that is killed, or fills its memory, leaves the sweep alive.
     """
 
+    command = (sys.executable, "-m", "scripts.train")
+
     def __init__(self, root: Path, at_once: int, flags: Sequence[str]):
-        self.root, self.flags, self.shares = root, flags, shares.equal(at_once)
+        self.root, self.at_once, self.flags, self.shares = root, at_once, flags, shares.equal(at_once)
         self.console = Console(stderr=True)
         self.running: set[subprocess.Popen[str]] = set()
         self.stopped = False  # True after a signal: no other arm begins
@@ -57,14 +59,14 @@ class Local:
             while not self.stopped and (following := next(waiting, None)):
                 number, arm = following
                 place = f"[{number}/{len(names)}]"
-                left = sum(seconds_left[name] for name in names[number - 1 :]) / len(self.shares)
+                left = sum(seconds_left[name] for name in names[number - 1 :]) / self.at_once
                 note = f", {about(left)} left" if number > 1 else ""
                 self.console.print(f"[bold]\\{place} {arm}[/bold]{note}", highlight=False)
-                codes[arm] = self._attempt(arm, share, f"{place} " if len(self.shares) > 1 else "")
+                codes[arm] = self._attempt(arm, share, f"{place} " if self.at_once > 1 else "")
                 if codes[arm] == STOPPED:
                     self.stopped = True
 
-        with self._passing_signals_on(), ThreadPoolExecutor(len(self.shares)) as threads:
+        with self._passing_signals_on(), ThreadPoolExecutor(self.at_once) as threads:
             list(threads.map(work, self.shares))
         return codes
 
@@ -108,7 +110,7 @@ class Local:
     ) -> subprocess.Popen[str]:
         config = f"--config=configs/resolved.py:{self.root / 'plan' / arm}.json"
         child = subprocess.Popen(
-            [sys.executable, "-m", "scripts.train", *flags, config],
+            [*self.command, *flags, config],
             cwd=Path(__file__).parents[2],
             env=os.environ | dict(share.environment),
             stdout=output,

@@ -28,8 +28,8 @@ def show_plan(arms: Mapping[str, Config]) -> None:
             memory = ", ".join(f"{size / 1e9:.2g}" for size in (compiled.step_bytes, compiled.evaluate_bytes))
         except Refusal as refusal:
             short[arm] = refusal
-        flops = planned.steps * len(planned.members) * planned.data.batch * planned.data.length
-        flops *= planned.flops_per_token
+        tokens = planned.steps * len(planned.members) * planned.data.batch * planned.data.length
+        flops = tokens * planned.flops_per_token
         total += flops
         table.add_row(
             arm,
