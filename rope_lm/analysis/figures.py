@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial, wraps
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec
+from typing import Any, TypeVarTuple
 
 import matplotlib
 import numpy as np
@@ -19,7 +19,7 @@ from rope_lm.analysis.findings import Findings
 from rope_lm.analysis.runs import Run
 from rope_lm.analysis.tuning import Sensitivity, Tuning
 
-P = ParamSpec("P")
+Arguments = TypeVarTuple("Arguments")
 # Okabe and Ito's colours, each with its own dash and marker: lines differ in more than colour.
 STYLES: list[tuple[str, Any, str]] = [
     ("#D55E00", "-", "o"),
@@ -82,15 +82,17 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(f"{path}.png", dpi=160, metadata={"Software": None})
 
 
-def drawn(size: tuple[float, float]) -> Callable[[Callable[Concatenate[Axes, P], None]], Callable[P, Figure]]:
+def drawn(
+    size: tuple[float, float],
+) -> Callable[[Callable[[Axes, *Arguments], None]], Callable[[*Arguments], Figure]]:
     """Return a decorator that gives a function a pair of axes to draw on and returns the figure."""
 
-    def decorate(draw: Callable[Concatenate[Axes, P], None]) -> Callable[P, Figure]:
+    def decorate(draw: Callable[[Axes, *Arguments], None]) -> Callable[[*Arguments], Figure]:
         @wraps(draw)
-        def drawing(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        def drawing(*arguments: *Arguments) -> Figure:
             with matplotlib.rc_context(RC):
                 figure = Figure(figsize=size)
-                draw(figure.add_subplot(), *args, **kwargs)
+                draw(figure.add_subplot(), *arguments)
             return figure
 
         return drawing
