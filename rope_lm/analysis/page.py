@@ -1,7 +1,7 @@
 """The page: index.html, self-contained."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from rope_lm.analysis.findings import Findings, Section
 from rope_lm.analysis.published import FINDINGS, Finding
 from rope_lm.analysis.tables import Table
 
-# Captions by kind of figure, in the order of the page.
+# Captions by kind of figure.
 CAPTIONS = {
     "loss": "Validation loss of each arm: the mean over seeds. The band is the 95% interval of that mean.",
     "speedup": "Speed-up of {treatment} over each arm, to that arm's median final loss, with 95% intervals. The grey "
@@ -30,12 +30,17 @@ CAPTIONS = {
     "distance": "Share of attention by distance of the key: the mean over layers, heads and seeds, for queries in the "
     "second half of validation rows. Bins double in width.",
     "heads": "Mean attended distance, one mark per head and seed, by layer.",
-    "factor": "Speed-up of {treatment} to each arm's median final loss, with 95% intervals; hollow if it is a bound. "
-    "The grey bars are the noise floors.",
-    "tuning": "Final validation loss at each peak learning rate, mean over the tuning seeds. A ring marks the best of "
+}
+GRID_CAPTIONS = {
+    "tuning": "Final validation loss at each peak learning rate, mean over {seeds} tuning seeds. A ring marks the best of "
     "each arm.",
     "rates": "Speed-up of {treatment} with both arms at one learning rate and, on the right, with each arm at its own "
-    "best. It comes from the tuning seeds: it shows how the answer depends on the learning rate, and is not a test.",
+    "best. It comes from the {seeds} tuning seeds: it shows how the answer depends on the learning rate, and is not a "
+    "test.",
+}
+FACTOR_CAPTIONS = {
+    "factor": "Speed-up of {treatment} to each arm's median final loss, with 95% intervals; hollow if it is a bound. "
+    "The grey bars are the noise floors."
 }
 
 
@@ -69,10 +74,13 @@ class Page:
 
 def render(findings: Findings, drawings: Mapping[str, str]) -> str:
     """Return the page as HTML. `drawings` are the figures as SVG, by name."""
-    captions = {kind: caption.format(treatment=findings.treatment) for kind, caption in CAPTIONS.items()}
 
-    def drawn(prefix: str, kinds: Iterable[str] = CAPTIONS) -> list[tuple[str, str]]:
-        return [(drawings[prefix + kind], captions[kind]) for kind in kinds if prefix + kind in drawings]
+    def drawn(prefix: str, captions: Mapping[str, str], seeds: int = 0) -> list[tuple[str, str]]:
+        return [
+            (drawings[prefix + kind], caption.format(treatment=findings.treatment, seeds=seeds))
+            for kind, caption in captions.items()
+            if prefix + kind in drawings
+        ]
 
     page = Page(
         findings=findings,
@@ -81,16 +89,20 @@ def render(findings: Findings, drawings: Mapping[str, str]) -> str:
         factors=[
             Chapter(
                 f"{factor.sweep.name}: speed-up against {factor.name}",
-                drawn(factor.prefix, ["factor"]),
+                drawn(factor.prefix, FACTOR_CAPTIONS),
                 [tables.factor(factor)],
             )
             for factor in findings.factors
         ],
-        settings=[_chapter(section, drawn(section.prefix)) for section in findings.sections if not section.sweep.grid],
+        settings=[
+            _chapter(section, drawn(section.prefix, CAPTIONS))
+            for section in findings.sections
+            if not section.sweep.grid
+        ],
         grids=[
             Chapter(
                 section.sweep.title,
-                drawn(section.prefix, ["tuning", "rates"]),
+                drawn(section.prefix, GRID_CAPTIONS, len(section.tunings[0].seeds)),
                 [tables.tuning(section.tunings)]
                 + ([tables.sensitivity(section.sensitivities, findings.treatment)] if section.sensitivities else []),
             )

@@ -9,13 +9,10 @@ from rope_lm.analysis.estimates import Effect
 from rope_lm.analysis.findings import Findings
 
 SCHEMA = 2
-VERDICT = (
-    *("study", "name", "verdict", "late", "mean", "low", "high"),
-    *("bound", "n", "p", "p_holm", "unit", "sentence", "claim"),
-)
-
+EFFECT = ("mean", "low", "high", "bound", "n", "p")
+VERDICT = ("study", "name", "claim", "sentence", "late", *EFFECT, "p_holm", "verdict", "unit")
 GAP = ("mean", "low", "high", "p", "bound")
-SPEEDUP = ("mean", "low", "high", "p", "verdict", "target", "n", "bound")
+SPEEDUP = (*EFFECT, "target", "verdict")
 
 
 def summarize(findings: Findings) -> dict[str, Any]:
@@ -66,15 +63,9 @@ def summarize(findings: Findings) -> dict[str, Any]:
         "methods": findings.methods,
         "warnings": findings.warnings,
         "runs": [
-            {
-                "sweep": sweep.name,
-                "arm": run.arm,
-                "status": run.status["status"],
-                "step": run.status.get("step"),
-                "why": run.status.get("why", ""),
-                **_pick(run, "seeds", "learning_rates", "hours"),
-                "commit": run.manifest.get("commit", ""),
-            }
+            {"sweep": sweep.name, "arm": run.arm, "commit": run.manifest.get("commit", "")}
+            | {"status": run.status["status"], "step": run.status.get("step"), "why": run.status.get("why", "")}
+            | _pick(run, "seeds", "learning_rates", "hours")
             for sweep, run in findings.runs
         ],
     }

@@ -418,6 +418,8 @@ def test_the_folder_of_a_report_has_its_files(written: tuple[dict[str, Any], Pat
     made, out = written
     assert json.loads((out / "summary.json").read_text()) == made
     assert {path.suffix for path in out.rglob("*.*")} == {".html", ".json", ".csv", ".tex", ".svg", ".png"}
+    drawings = len(list((out / "figures").glob("*.svg")))
+    assert (out / "index.html").read_text().count("<figure>") == drawings == 8, "each figure is on the page once"
 
 
 def test_a_legend_of_many_arms_fits_its_figure_and_leaves_room_for_the_lines() -> None:
