@@ -209,11 +209,14 @@ def append(path: Path, text: str) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a metrics.jsonl; none if there is no file. Raises Refusal for a damaged line."""
+    """Return the rows of a metrics.jsonl; none if there is no file. Raises Refusal for a damaged line.
+
+    A last line without an end is not a row: a process is writing it, or was killed while it did.
+    """
     if not path.exists():
         return []
     with open(path, encoding="utf-8", errors="replace") as file:
-        return [_parse_row(path, number, line) for number, line in enumerate(file, 1)]
+        return [_parse_row(path, number, line) for number, line in enumerate(file, 1) if line.endswith("\n")]
 
 
 def _parse_row(path: Path, number: int, line: str) -> dict[str, Any]:
