@@ -63,7 +63,8 @@ def test_a_run_writes_what_the_report_reads(config, finished):
     assert last["tokens"] == 6 * 16 and last["nats"] < found["validation", 1, 0]["nats"]
     assert last["bits_per_byte"] == pytest.approx(last["nats"] / math.log(2), rel=0.01)
     train = found["train", 0, 6]
-    assert train["tokens"] == 4 * 16 and train["tokens_per_second"] > 0 and train["learning_rate"] == pytest.approx(3e-3)
+    assert train["tokens"] == 4 * 16 and train["tokens_per_second"] > 0
+    assert train["learning_rate"] == pytest.approx(3e-3)
     seconds = [found["train", 0, step]["seconds"] for step in (2, 4, 6)]
     assert seconds == sorted(seconds) and seconds[0] > 0
     manifest = run_directory.read_json(finished / "manifest.json")
