@@ -12,6 +12,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
+from rope_lm.kernels.products import linear
 from rope_lm.positional import Shape
 from rope_lm.refusal import Refusal, unknown
 
@@ -37,7 +38,7 @@ class Linear(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "R D"]) -> Float[Array, "R F"]:
-        y = x @ self.weight[...].astype(self.dtype)
+        y = linear(x, self.weight[...].astype(self.dtype))
         return checkpoint_name(y if self.bias is None else y + self.bias[...].astype(self.dtype), "product")
 
 
@@ -153,19 +154,19 @@ class Block(nnx.Module):
         self.heads, self.head_size, self.style = shape.heads, shape.head_size, style
         width, inner = shape.width, shape.heads * shape.head_size
 
-        def linear(rows: int, columns: int, axes: tuple[str, str], gain: float = 1.0) -> Linear:
+        def layer(rows: int, columns: int, axes: tuple[str, str], gain: float = 1.0) -> Linear:
             return Linear((rows, columns), axes, gain, dtype, rngs, style.biases)
 
         # Keeps the variance of the stream at the last layer near that at the first.
         residual = 1 / math.sqrt(2 * shape.layers)
         self.attention_norm = style.make_norm(width)
         # One product for q, k and v, heads outermost, so that a mesh that splits the heads splits no head.
-        self.qkv = linear(width, 3 * inner, ("width", "heads"))
-        self.out = linear(inner, width, ("heads", "width"), residual)
+        self.qkv = layer(width, 3 * inner, ("width", "heads"))
+        self.out = layer(inner, width, ("heads", "width"), residual)
         self.mlp_norm = style.make_norm(width)
-        self.up = linear(width, hidden, ("width", "hidden"))
-        self.down = linear(hidden, width, ("hidden", "width"), residual)
-        self.gate = linear(width, hidden, ("width", "hidden")) if MLPS[style.mlp].gated else None
+        self.up = layer(width, hidden, ("width", "hidden"))
+        self.down = layer(hidden, width, ("hidden", "width"), residual)
+        self.gate = layer(width, hidden, ("width", "hidden")) if MLPS[style.mlp].gated else None
 
     def __call__(self, x: Float[Array, "R D"], attend: Attend) -> tuple[Float[Array, "R D"], Any]:
         """Return x [B*T D] after the block, and what `attend` hands back."""

@@ -72,9 +72,7 @@ class Plan:
     @cached_property
     def documents(self) -> training.Documents:
         """The documents of the validation rows."""
-        number = getattr(
-            self.data, "validation_documents", np.zeros((len(self.data.validation), self.data.length), np.int32)
-        )  # TODO: data
+        number = self.data.validation_documents
         return training.Documents(jnp.asarray(number), int(number.max()) + 1)
 
     @cached_property
@@ -136,11 +134,9 @@ def draft(config: Mapping[str, Any], deterministic: bool = False) -> Plan:
     mesh = sharding.make(**bind(sharding.make, config["mesh"], "mesh", {}))
     section = bind(data.make, config["data"], "data", {})
     rates = config["optimizer"].get("learning_rate")
-    rates = rates if isinstance(rates, (tuple, list)) else (rates,)  # a mistake here is named by `training.make`
-    members = tuple(
-        Member(i, seed, rate) for i, (seed, rate) in enumerate((s, r) for s in config["seeds"] for r in rates)
-    )
-    make = partial(training.make, config, members=len(members), mesh=mesh, deterministic=deterministic)
+    rates = rates if isinstance(rates, (tuple, list)) else (rates,)  # a mistake in it is named by `training.make`
+    pairs = [(seed, rate) for seed in config["seeds"] for rate in rates]
+    make = partial(training.make, config, members=len(pairs), mesh=mesh, deterministic=deterministic)
     # Once with any vocabulary: a mistake in the model is named before minutes are spent on preparing text.
     make(vocabulary=2)
     text = data.make(**section)
@@ -150,7 +146,7 @@ def draft(config: Mapping[str, Any], deterministic: bool = False) -> Plan:
         config=config,
         steps=config["steps"],
         every=every,
-        members=members,
+        members=tuple(Member(i, *pair) for i, pair in enumerate(pairs)),
         data=text,
         mesh=mesh,
         program=program,

@@ -61,6 +61,13 @@ def path(text: str, given: str) -> Path:
         raise Refusal(f"{given}: there is no home folder {text.split('/')[0]} here; give a path without it") from error
 
 
+def tuples(value: Any) -> Any:
+    """Return JSON data with tuples in place of lists, as configs have them."""
+    if isinstance(value, dict):
+        return {key: tuples(inner) for key, inner in value.items()}
+    return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+
 def _fits(value: Any, annotation: Any) -> bool:
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (types.UnionType, typing.Union):

@@ -15,11 +15,10 @@ from absl import flags
 from ml_collections import ConfigDict, FieldReference, config_flags
 
 from rope_lm import machine, settings
-from rope_lm.provenance import provenance as provenance_of
 from rope_lm.refusal import Refusal
 
 
-class _Notices(io.FileIO):
+class _LossyFile(io.FileIO):
     """A stream that may be gone (`| head`, a dead sweep) or full: output that does not fit is dropped."""
 
     def write(self, content: Any, /) -> int:
@@ -28,10 +27,10 @@ class _Notices(io.FileIO):
         return len(content)
 
 
-def _as_notices(stream: TextIO | None) -> TextIO | None:
+def _lossy(stream: TextIO | None) -> TextIO | None:
     if stream is None:  # closed from the start
         return None
-    raw = io.BufferedWriter(_Notices(stream.fileno(), "w", closefd=False))
+    raw = io.BufferedWriter(_LossyFile(stream.fileno(), "w", closefd=False))
     return io.TextIOWrapper(raw, stream.encoding, stream.errors, line_buffering=True)
 
 
@@ -43,13 +42,13 @@ def end(main: Callable[[], int], trains: bool = False) -> NoReturn:
     """
     os.environ.setdefault("NPROC", str(machine.cores()))  # threads of XLA, which does not see a container's quota
     if trains:
-        sys.stdout, sys.stderr = map(_as_notices, (sys.stdout, sys.stderr))
+        sys.stdout, sys.stderr = map(_lossy, (sys.stdout, sys.stderr))
     try:
         sys.exit(main())
     except Refusal as refusal:
-        _say(refusal, 2)
+        _fail(refusal, 2)
     except MemoryError as error:
-        _say(error, 1)
+        _fail(error, 1)
     except BrokenPipeError:  # whoever read the output has seen enough
         if trains:
             raise
@@ -57,12 +56,12 @@ def end(main: Callable[[], int], trains: bool = False) -> NoReturn:
         sys.exit(0)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
-            _say(f"{error.filename!r}: {error.strerror}: give a folder that can be written", 2)
+            _fail(f"{error.filename!r}: {error.strerror}: give a folder that can be written", 2)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        _say(f"{error}: free some space; the same command goes on from the last checkpoint", 1)
+        _fail(f"{error}: free some space; the same command goes on from the last checkpoint", 1)
     except KeyboardInterrupt:
-        _say("stopped", 75)
+        _fail("stopped", 75)
 
 
 def start(main: Callable[[], int], usage: str) -> NoReturn:
@@ -75,13 +74,13 @@ def start(main: Callable[[], int], usage: str) -> NoReturn:
     try:
         rest = flags.FLAGS(sys.argv)[1:]
     except Exception as error:  # flags report a bad value by many types of exceptions
-        _say(error, 2)
+        _fail(error, 2)
     if rest:
-        _say(f"unexpected argument {rest[0]!r}: flags look like --workdir=runs/a; see --help", 2)
+        _fail(f"unexpected argument {rest[0]!r}: flags look like --workdir=runs/a; see --help", 2)
     end(main, trains=True)
 
 
-def _say(why: object, status: int) -> NoReturn:
+def _fail(why: object, status: int) -> NoReturn:
     print(f"error: {' '.join(str(why).split())}", file=sys.stderr)
     sys.exit(status)
 
@@ -93,8 +92,7 @@ def parser(script: str, description: str, examples: str) -> argparse.ArgumentPar
 
 
 def workdirs(roots: Iterable[Path]) -> Iterator[Path]:
-    """Yield the folders of all runs in these folders of runs and sweeps; a folder without a run as it is, so that its
-    reader says what is missing."""
+    """Yield the folders of all runs below these; a folder without a run itself, so that its reader refuses it."""
     for root in roots:
         yield from sorted({path.parent for path in root.rglob("config.json")}) or [root]
 
@@ -135,11 +133,6 @@ def plain(value: Any) -> Any:
 def overrides(holder: flags.FlagHolder) -> dict[str, Any]:
     """Return the config values that flags have set, by dotted key ("model.width")."""
     return config_flags.get_override_values(flags.FLAGS[holder.name])
-
-
-def provenance(holder: flags.FlagHolder) -> dict[str, Any]:
-    """Return the manifest's entries on this command, the code and the machine."""
-    return provenance_of(sys.argv, overrides(holder))
 
 
 def huge_pages() -> None:

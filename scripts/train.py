@@ -18,12 +18,14 @@ trained again.
 Exit status: 0 finished, 2 a mistake in the command, 4 diverged, 75 stopped, 1 anything else.
 """
 
+import sys
 import textwrap
 
 from absl import flags
 from ml_collections import config_flags
 
 from configs.presets import ATTENTIONS, BLOCKS, OBJECTIVES, POSITIONS, SCALES
+from rope_lm.provenance import provenance
 from rope_lm.refusal import Refusal
 from scripts import entry
 
@@ -54,7 +56,7 @@ def main() -> int:
     if TIME.value:
         print(timing.seconds_per_step(plan.plan(config)))
         return 0
-    status = loop.train(config, workdir, entry.provenance(CONFIG), DETERMINISTIC.value)
+    status = loop.train(config, workdir, provenance(sys.argv, entry.overrides(CONFIG)), DETERMINISTIC.value)
     why = f" ({status['why']})" if status["why"] else ""
     print(f"{workdir}: {status['status']} at step {status['step']}{why}")
     return {"finished": 0, "diverged": 4, "stopped": 75}[status["status"]]

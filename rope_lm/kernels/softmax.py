@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from rope_lm.kernels.products import einsum, repeated
+from rope_lm.kernels.products import einsum
 from rope_lm.positions import Part, View
 
 HIDDEN = -1e30  # logit of a masked pair; finite, so that a row without any visible key stays finite
@@ -53,6 +53,8 @@ def xla(
     implementation: Literal["xla", "cudnn"] = "xla",
 ) -> Float[Array, "B T N E"]:
     """Attend over the whole matrix through `jax.nn.dot_product_attention`; logits and softmax in float32."""
+    size = v.shape[-1]
+    v = jnp.pad(v, ((0, 0), (0, 0), (0, 0), (0, q.shape[-1] - size)))  # JAX wants values as wide as queries
     out = jax.nn.dot_product_attention(
         q,
         k,
@@ -63,7 +65,7 @@ def xla(
         scale=scale,
         implementation=implementation,
     )
-    return checkpoint_name(out, "product")
+    return checkpoint_name(out[..., :size], "product")
 
 
 def cudnn(
@@ -111,7 +113,7 @@ def blocked(
     q = q * jnp.asarray(scale, q.dtype)
     if added is not None:
         # In memory, because XLA would recompute it beside every exponential, one number at a time.
-        added = [repeated(x[0], len(q)) if x.shape[0] == 1 else x for x in jax.lax.optimization_barrier(added)]
+        added = [jnp.broadcast_to(x, (len(q), *x.shape[1:])) for x in jax.lax.optimization_barrier(added)]
     return _blocked(q, k, v, added, view.causal).swapaxes(1, 2)
 
 

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from configs import lm
-from rope_lm import execution, machine, sharding, training
+from rope_lm import block, execution, machine, sharding, training
 from rope_lm.kernels import products, shift, softmax, sums
 from rope_lm.positional import bias, content
 from scripts import entry
@@ -32,7 +32,8 @@ def differentiated_by_jax(*arguments: Any) -> Any:
 KERNELS: dict[str, tuple[str, list[tuple[Any, str, Any]]]] = {
     "softmax.blocked": ("none", [(softmax, "blocked", softmax.xla), (softmax, "parts", lambda *_: [softmax.WHOLE])]),
     "softmax._blocked (backward)": ("relative_bias", [(softmax, "_blocked", differentiated_by_jax)]),
-    "products.repeated": ("relative_bias", [(softmax, "repeated", products.repeated_plain)]),
+    "softmax._blocked (backward, score)": ("cope", [(softmax, "_blocked", differentiated_by_jax)]),
+    "products.linear": ("rotary,attention=performer", [(block, "linear", products.linear_plain)]),
     "shift.shifted (relative_bias)": ("relative_bias", [(bias, "shifted", shift.shifted_plain)]),
     "shift.shifted (transformer_xl)": ("transformer_xl", [(content, "shifted", shift.shifted_plain)]),
     "shift.by_distance": ("shaw", [(content, "by_distance", shift.by_distance_plain)]),
