@@ -73,3 +73,27 @@ def _key(path: str) -> str:
 
 def _keys(values: Mapping[str, Any]) -> dict[str, Any]:
     return {_key(path): value for path, value in values.items()}
+
+
+def summary(old: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the summary.json of a report with today's keys."""
+    if old.get("schema", 1) > 1:
+        return dict(old)
+    treatment = old.get("treatment", "rotary")
+    keys = {"rate": "learning_rate", "rates": "learning_rates"}
+    keys |= {f"speedup_of_{treatment}": "speedup", f"above_{treatment}": "gap", treatment: "treated"}
+
+    def renamed(value: Mapping[str, Any]) -> dict[str, Any]:
+        return {keys.get(key, key): nested for key, nested in value.items()}
+
+    new = {**old, "schema": 2} | {key: [renamed(row) for row in old.get(key, [])] for key in ("runs", "sensitivity")}
+    new["arms"] = [
+        renamed(arm) | {"treatment": treatment, "steps_to_target": renamed(arm["steps_to_target"])}
+        for arm in old["arms"]
+    ]
+    new["tuning"] = [{"setting": ""} | renamed(tuning) for tuning in old["tuning"]]
+    seeds = {run["arm"]: run["seeds"] for run in old["runs"]}
+    for tuning in new["tuning"]:  # a count of seeds becomes the seeds, if the runs of the grid are listed
+        listed = seeds.get(f"{tuning['setting']}/{tuning['arm']}".lstrip("/"), [])
+        tuning["seeds"] = listed if len(listed) == tuning["seeds"] else []
+    return new

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rope_lm.analysis.convergence import (
+from rope_lm.analysis.estimates import (
     Crossing,
     crossing,
     detectable,
     difference,
-    floor,
+    fewest_pairs,
     holm,
     interval,
-    least_pairs,
+    noise_floor,
     sign_flip,
     speedup,
     t_test,
@@ -23,7 +23,7 @@ from rope_lm.analysis.convergence import (
 )
 
 
-def test_a_crossing_is_interpolated_in_log_steps():
+def test_a_crossing_is_interpolated_in_log_steps() -> None:
     steps, nats = np.array([0, 10, 100, 1000]), np.array([6.0, 4.0, 2.0, 1.0])
     assert crossing(steps, nats, 3.0) == (pytest.approx(math.sqrt(10 * 100)), False)
     assert crossing(steps, nats, 2.0) == (pytest.approx(100), False)
@@ -32,14 +32,14 @@ def test_a_crossing_is_interpolated_in_log_steps():
     assert crossing(steps, nats, 0.5) == (1000.0, True)
 
 
-def test_the_first_crossing_counts_and_nan_is_none():
+def test_the_first_crossing_counts_and_nan_is_none() -> None:
     assert crossing(np.array([1, 10, 100, 1000]), np.array([4, 2, 3, 1.0]), 2.5).steps < 10
     over = crossing(np.array([1, 10, 100]), np.array([4, math.nan, 1.0]), 2.5)
     assert over == (pytest.approx(10), False), "between the evaluations that are finite"
     assert crossing(np.array([1, 10, 100]), np.array([4, math.nan, math.nan]), 2.0) == (100.0, True)
 
 
-def test_the_interval_is_scipys():
+def test_the_interval_is_scipys() -> None:
     values = [0.3, 0.1, 0.5, 0.2]
     ours, theirs = interval(values), stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert (ours.low, ours.high) == (pytest.approx(theirs.low), pytest.approx(theirs.high))
@@ -48,7 +48,7 @@ def test_the_interval_is_scipys():
 
 
 @pytest.mark.parametrize("n", [3, 6, 10])
-def test_the_interval_covers_and_the_test_has_its_size(n):
+def test_the_interval_covers_and_the_test_has_its_size(n: int) -> None:
     """4,000 draws of normal log ratios: 95% covered, and at most 5% rejected, within three Monte-Carlo errors."""
     draws = np.random.default_rng(n).normal(0.3, 0.2, (4000, n))
     covered = np.mean([low <= 0.3 <= high for _, low, high in map(interval, draws)])
@@ -60,7 +60,7 @@ def test_the_interval_covers_and_the_test_has_its_size(n):
         assert rejected == 0, "five pairs or fewer cannot go below 0.05"
 
 
-def test_sign_flip_is_exact():
+def test_sign_flip_is_exact() -> None:
     assert sign_flip([1.0, 2.0, 3.0]) == 2 / 8
     assert sign_flip([1.0, 2.0, -3.0]) == 1.0
     assert sign_flip([1.0] * 6) == 2 / 64
@@ -72,7 +72,7 @@ def test_sign_flip_is_exact():
     assert math.isnan(sign_flip([1.0, math.nan])) and math.isnan(sign_flip([]))
 
 
-def test_holm_steps_down():
+def test_holm_steps_down() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     # By hand: 5 x 0.004, 4 x 0.01, 3 x 0.012 = 0.036 raised to the 0.04 before it, 2 x 0.5, 1 x 0.9.
     assert holm([0.01, 0.9, 0.004, 0.5, 0.012]) == pytest.approx([0.04, 1.0, 0.02, 1.0, 0.04])
@@ -80,17 +80,17 @@ def test_holm_steps_down():
 
 
 @pytest.mark.parametrize("comparisons", [1, 2, 3, 4, 5, 19, 20])
-def test_the_fewest_pairs_are_those_whose_corrected_p_can_be_below_5_percent(comparisons):
-    least = lambda pairs: min(holm([sign_flip(np.ones(pairs))] * comparisons))  # noqa: E731
-    fewest = least_pairs(comparisons)
-    assert least(fewest) < 0.05 <= least(fewest - 1)
+def test_the_fewest_pairs_are_those_whose_corrected_p_can_be_below_5_percent(comparisons: int) -> None:
+    fewest = fewest_pairs(comparisons)
+    enough, too_few = (min(holm([sign_flip(np.ones(pairs))] * comparisons)) for pairs in (fewest, fewest - 1))
+    assert enough < 0.05 <= too_few
 
 
 def seen(*steps: float, censored: bool = False) -> list[Crossing]:
     return [Crossing(each, censored) for each in steps]
 
 
-def test_a_speedup_is_the_geometric_mean_of_paired_ratios():
+def test_a_speedup_is_the_geometric_mean_of_paired_ratios() -> None:
     found = speedup(seen(200, 400, 800), seen(100, 100, 400), 1.5)
     assert found.mean == pytest.approx((2 * 4 * 2) ** (1 / 3)) and found.n == 3 and found.bound == ""
     logs = np.log([2, 4, 2])
@@ -113,7 +113,9 @@ def test_a_speedup_is_the_geometric_mean_of_paired_ratios():
         (seen(200, 200), seen(100, 100), "", "inconclusive"),
     ],
 )
-def test_a_verdict_says_no_more_than_the_censoring_allows(baseline, treatment, bound, verdict):
+def test_a_verdict_says_no_more_than_the_censoring_allows(
+    baseline: list[Crossing], treatment: list[Crossing], bound: str, verdict: str
+) -> None:
     found = speedup(baseline, treatment, 1.0)
     assert (found.bound, found.verdict) == (bound, verdict)
 
@@ -135,11 +137,13 @@ def test_a_verdict_says_no_more_than_the_censoring_allows(baseline, treatment, b
         (math.nan, math.nan, "", "inconclusive"),
     ],
 )
-def test_no_difference_takes_a_whole_interval_within_the_margin(low, high, bound, verdict):
+def test_no_difference_takes_a_whole_interval_within_the_margin(
+    low: float, high: float, bound: str, verdict: str
+) -> None:
     assert within(low, high, 1 / 1.1, 1.1, bound) == verdict
 
 
-def test_two_one_sided_tests_agree_with_the_interval():
+def test_two_one_sided_tests_agree_with_the_interval() -> None:
     """p < 2.5% exactly where the 95% interval lies within the margin, and p is Schuirmann's by hand."""
     values, margin = [0.01, -0.02, 0.03, 0.0, 0.02, -0.01], 0.05
     mean, error = np.mean(values), np.std(values, ddof=1) / math.sqrt(6)
@@ -154,7 +158,7 @@ def test_two_one_sided_tests_agree_with_the_interval():
         assert math.isnan(t_test(few, 0)) and math.isnan(two_one_sided(few, -1, 1))
 
 
-def test_arms_that_differ_by_the_margin_are_seldom_called_equivalent():
+def test_arms_that_differ_by_the_margin_are_seldom_called_equivalent() -> None:
     """At a true difference of the margin itself, 2.5% of 1,500 studies may say so, within three Monte-Carlo errors."""
     draws = np.random.default_rng(1).normal(0.1, 0.05, (1500, 6))
     wrong = np.mean([two_one_sided(draw, -0.1, 0.1) < 0.025 for draw in draws])
@@ -162,7 +166,7 @@ def test_arms_that_differ_by_the_margin_are_seldom_called_equivalent():
 
 
 @pytest.mark.parametrize("n, expected", [(6, 1.4346), (10, 0.9962), (30, 0.5292)])
-def test_the_detectable_effect_is_found_in_four_of_five_studies(n, expected):
+def test_the_detectable_effect_is_found_in_four_of_five_studies(n: int, expected: float) -> None:
     """Against G*Power's figures for a paired t test at 5% (two-sided) and 80% power, and by simulation."""
     effect = detectable(1.0, n)
     assert effect == pytest.approx(expected, abs=2e-4) and detectable(0.5, n) == pytest.approx(effect / 2)
@@ -173,24 +177,26 @@ def test_the_detectable_effect_is_found_in_four_of_five_studies(n, expected):
     assert math.isnan(detectable(1.0, 1)) and math.isnan(detectable(0.0, 6))
 
 
-def test_the_noise_floor_holds_what_it_says():
+def test_the_noise_floor_holds_what_it_says() -> None:
     """A band from 5 arms of 3 pairs each holds 95% of the mean log ratios of 3 new pairs, on average."""
     random, held, found = np.random.default_rng(2), [], []
     for _ in range(1500):
         logs = random.normal(0, 0.1, (6, 3))
         arms = [speedup(seen(*np.exp(each)), seen(1, 1, 1), 1.0) for each in logs]
-        noise = floor(arms[:5], 3)
+        noise = noise_floor(arms[:5], 3)
         held.append(noise.low <= arms[5].mean <= noise.high)
         found.append(noise.positives / noise.tested)
     assert noise.pairs == 15 and noise.tested == 5 and noise.low == pytest.approx(1 / noise.high)
     assert abs(np.mean(held) - 0.95) < 3 * math.sqrt(0.95 * 0.05 / 1500)
     assert abs(np.mean(found) - 0.05) < 3 * math.sqrt(0.05 * 0.95 / 7500), "false positives come at their nominal rate"
-    assert math.isnan(floor([], 3).low)
+    assert math.isnan(noise_floor([], 3).low)
     alike = speedup(seen(2, 2), seen(1, 1), 1.0)
-    assert floor([alike], 2).tested == floor([alike], 2).positives == 0, "an arm without an interval has no verdict"
+    assert noise_floor([alike], 2).tested == noise_floor([alike], 2).positives == 0, (
+        "an arm without an interval has no verdict"
+    )
 
 
-def test_a_difference_is_paired():
+def test_a_difference_is_paired() -> None:
     found = difference([2.0, 3.0, 4.0], [1.0, 1.5, 2.0])
     theirs = stats.ttest_rel([2.0, 3.0, 4.0], [1.0, 1.5, 2.0]).confidence_interval(0.95)
     assert found.mean == 1.5 and found.values == (1.0, 1.5, 2.0)
