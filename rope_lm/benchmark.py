@@ -160,7 +160,7 @@ def parts(config: Config) -> dict[str, float]:
     documents = training.Documents(jnp.zeros_like(first[:, 1:]), count=1)
     forward = program.evaluate.lower(stepper.state, first, documents).compile()
     gradients = program.gradients.lower(stepper.state, rows).compile()
-    calls = {
+    calls: dict[str, Callable[[], Any]] = {
         "forward": lambda: forward(stepper.state, first, documents),
         "gradients": lambda: gradients(stepper.state, rows),
         "step": stepper,

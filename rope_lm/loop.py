@@ -33,7 +33,7 @@ def train(
     anything is trained; MemoryError if a device runs out of memory while training; OSError for a full disk.
     """
     planned = plan(config, deterministic)
-    with RunDirectory.open(workdir, config, manifest(planned, provenance, deterministic)) as directory:
+    with RunDirectory(workdir, config, manifest(planned, provenance, deterministic)) as directory:
         status = directory.status
         if directory.saved > planned.steps:
             raise Refusal(
@@ -249,7 +249,7 @@ class Loop:
         self.documents = {
             "schema": 1,
             "step": self.done,
-            "tokens": found.document_tokens.tolist(),
+            "tokens": found.document_tokens.astype(int).tolist(),
             "nats": [[finite_or_none(nats) for nats in member] for member in found.document_nats.tolist()],
         }
         with self._timed():

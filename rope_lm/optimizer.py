@@ -86,7 +86,7 @@ def adamw(
         optax.add_decayed_weights(weight_decay, mask=decays),
     )
     fraction = warmup_then(schedule, round(warmup * steps), steps, cooldown)
-    return Optimizer(transform, fraction, tuple(learning_rate), accumulation_steps)
+    return Optimizer(transform, fraction, learning_rate, accumulation_steps)
 
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adamw": adamw}

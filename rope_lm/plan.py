@@ -72,9 +72,7 @@ class Plan:
     @cached_property
     def documents(self) -> training.Documents:
         """The documents of the validation rows."""
-        number = getattr(
-            self.data, "validation_documents", np.zeros((len(self.data.validation), self.data.length), np.int32)
-        )  # TODO: data
+        number = self.data.validation_documents
         return training.Documents(jnp.asarray(number), int(number.max()) + 1)
 
     @cached_property

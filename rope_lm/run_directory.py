@@ -36,34 +36,30 @@ UNPLOTTED = ("step", "member", "split", "tokens", "seconds")  # keys of a row wi
 
 
 class RunDirectory:
-    """The writer of one run directory, which it locks. A context manager; create it with `RunDirectory.open`."""
+    """The writer of one run directory, which it creates if needed and locks. A context manager.
 
-    def __init__(self, workdir: Path, config: dict[str, Any], manifest: dict[str, Any], lock: TextIO):
-        self.workdir, self.config, self.manifest, self.lock = workdir, config, manifest, lock
+    Apart from the lock, nothing is written before `begin`. Raises Refusal if the directory cannot be written, if a
+    process is using it, or if it holds a run with another config or text.
+    """
+
+    def __init__(self, workdir: str | Path, config: Mapping[str, Any], manifest: Mapping[str, Any]):
+        self.workdir = Path(workdir).absolute()
+        self.config, self.manifest = _plain(config), _plain(manifest)
         self.events: list[EventFile] = []
         self.seconds = 0.0  # of training, up to the step at which the run began or went on
-
-    @classmethod
-    def open(cls, workdir: str | Path, config: Mapping[str, Any], manifest: Mapping[str, Any]) -> "RunDirectory":
-        """Create or lock `workdir`; apart from the lock, nothing is written yet.
-
-        Raises Refusal if it cannot be written, if a process is using it, or if it holds a run with another config or
-        text.
-        """
-        workdir = Path(workdir).absolute()
         try:
-            workdir.mkdir(parents=True, exist_ok=True)
-            lock = open(workdir / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 (held until the run ends)
+            self.workdir.mkdir(parents=True, exist_ok=True)
+            self.lock = open(self.workdir / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 (held until the run ends)
         except OSError as error:
-            raise Refusal(f"workdir {str(workdir)!r} cannot be written ({error.strerror}): choose another") from error
+            raise Refusal(
+                f"workdir {str(self.workdir)!r} cannot be written ({error.strerror}): choose another"
+            ) from error
         try:
-            _take(lock, workdir)
-            directory = cls(workdir, _plain(config), _plain(manifest), lock)
-            directory._check_same_run()
+            _take(self.lock, self.workdir)
+            self._check_same_run()
         except BaseException:
-            lock.close()
+            self.lock.close()
             raise
-        return directory
 
     def __enter__(self) -> "RunDirectory":
         return self
@@ -160,7 +156,7 @@ class RunDirectory:
         name, step = self.workdir.name, segment["step"]
         for key in FACTS:
             if before.get(key) != segment[key]:
-                print(f"{name}: goes on with another {key}: {before.get(key)} -> {segment[key]}", file=sys.stderr)
+                print(f"{name}: {key} changed from {before.get(key)} to {segment[key]}", file=sys.stderr)
         if (stood := (self.status or {"step": 0})["step"]) > step:
             print(f"{name}: stood at step {stood}, goes on from step {step}", file=sys.stderr)
 

@@ -33,7 +33,8 @@ def bind(function: Callable, section: Mapping[str, Any], where: str, given: Mapp
     missing = [key for key in parameters if key not in section]
     if missing:
         raise Refusal(f"{where} lacks {', '.join(missing)}: a config names every value, there are no hidden defaults")
-    return {**section, **given}
+    tuples = {key: tuple(value) for key, value in section.items() if isinstance(value, list)}  # JSON has lists only
+    return {**section, **tuples, **given}
 
 
 def named(section: Mapping[str, Any], table: Mapping[str, T], where: str) -> T:

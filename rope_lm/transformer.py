@@ -160,6 +160,7 @@ class Transformer(nnx.Module):
         )
         self.position = positional.make(position, shape=shape, rngs=rngs)
         effects = positional.effects(position, shape)
+        self.has_score = effects.score
         self.caches_turned = self.position.turns_alone and not effects.score
         self.rotated_size = effects.head_size
         self.attention = attentions.make(attention, head_size=shape.head_size)
@@ -261,13 +262,22 @@ class Transformer(nnx.Module):
             turned_q, turned_k = (turned_q, k) if self.caches_turned else position.rotate(q, k, view)
         turn = partial(position.turn_features, view=view)
         if shared.weights:
-            added = _sum(self._whole_bias(view), _scores(position, q, k, view, [WHOLE]))
+            added = _sum(self._whole_bias(view), self._scores(position, q, k, view, [WHOLE]))
             weights = self.attention.weights(turned_q, turned_k, view, added, turn, layer.drawn)
             out = jnp.einsum("bnts,bsne->btne", weights.astype(v.dtype), v)
             return out.reshape(len(x), -1), Kept(cached, weights)
-        added = _sum(shared.bias, _scores(position, q, k, view, self.attention.parts(view)))
+        added = _sum(shared.bias, self._scores(position, q, k, view, self.attention.parts(view)))
         out = self.attention(turned_q, turned_k, v, view, added, turn, layer.drawn)
         return out.reshape(len(x), -1), Kept(cached, None)
+
+    def _scores(self, position: PositionalEncoding, q: Array, k: Array, view: View, parts: list) -> Added | None:
+        """Return the encoding's `score` of each part; None if it has none, as cached keys may then be turned."""
+        if not self.has_score:
+            return None
+        # Queries are split, not sliced: the gradient of a split is one concatenation.
+        queries = jnp.split(q, [part[0].start for part in parts[1:]], axis=1)
+        pairs = zip(queries, parts, strict=True)
+        return _all_or_none([position.score(some, k[:, part[1]], view[part]) for some, part in pairs])
 
     def _whole_bias(self, view: View) -> Added | None:
         bias = self.position.bias(view)
@@ -303,14 +313,6 @@ class Transformer(nnx.Module):
         # Two arrays, because a cache may be donated.
         free = Positions(jnp.zeros((batch, size), jnp.int32), jnp.zeros((batch, size), jnp.int32))
         return Cache(layers, free, jnp.int32(0))
-
-
-def _scores(position: PositionalEncoding, q: Array, k: Array, view: View, parts: list) -> Added | None:
-    """Return the encoding's `score` of each part; None if it has none."""
-    # Queries are split, not sliced: the gradient of a split is one concatenation.
-    queries = jnp.split(q, [part[0].start for part in parts[1:]], axis=1)
-    pairs = zip(queries, parts, strict=True)
-    return _all_or_none([position.score(some, k[:, part[1]], view[part]) for some, part in pairs])
 
 
 def _all_or_none(parts: list[Array | None]) -> Added | None:

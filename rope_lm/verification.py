@@ -128,8 +128,8 @@ def _members(config: Mapping, manifest: Mapping) -> Iterator[Finding]:
 
 def _batches(config: Mapping, manifest: Mapping) -> Iterator[Finding]:
     """Recompute the consumed batches, which are a pure function of text, seed and step."""
-    said = manifest.get("batches")
-    if said is None:
+    recorded = manifest.get("batches")
+    if recorded is None:
         yield Finding(False, "nothing was saved yet: there are no batches to check")
         return
     try:
@@ -143,9 +143,9 @@ def _batches(config: Mapping, manifest: Mapping) -> Iterator[Finding]:
         return
     seeds = [member["seed"] for member in manifest["members"]]
     consumed = [""] * len(seeds)
-    for batch in text.batches(seeds, 0, said["step"]):
+    for batch in text.batches(seeds, 0, recorded["step"]):
         consumed = batches.chain(consumed, batch)
-    for seed, was, now in zip(seeds, said["sha256"], consumed, strict=True):
+    for seed, was, now in zip(seeds, recorded["sha256"], consumed, strict=True):
         if was != now:
             yield Finding(True, f"seed {seed} consumed other batches than it should: {was[:16]}, should be {now[:16]}")
 

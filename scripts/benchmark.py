@@ -233,9 +233,8 @@ def _table(scale: str, rows: list[dict]) -> Table:
 
 
 def _write(folder: str | None, result: dict, draw: bool = False) -> None:
-    from rope_lm.run_directory import write_json
-
     from rope_lm.analysis import figures
+    from rope_lm.run_directory import write_json
 
     if not folder:
         return

@@ -41,7 +41,7 @@ def main() -> int:
     console = Console()
     for workdir in entry.workdirs(arguments.runs):
         config = extrapolation.check(workdir)
-        trained.load(workdir).whole()  # what is wrong with the run itself is no finding
+        trained.load(workdir).finite()  # what is wrong with the run itself is no finding
         text = trained.text(workdir, arguments.rows, max(multiples))
         rotary = config["model"]["position"]["name"] == "rotary"
         found, refused = [], []

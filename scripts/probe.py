@@ -34,7 +34,7 @@ def main() -> int:
     console = Console()
     for workdir in entry.workdirs(arguments.runs):
         probing.check(workdir)
-        trained.load(workdir).whole()  # what is wrong with the run itself is no finding
+        trained.load(workdir).finite()  # what is wrong with the run itself is no finding
         found, refused = [], []
         for multiple in multiples:
             try:

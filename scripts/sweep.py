@@ -42,6 +42,8 @@ def main() -> int:
     expanded = arms.expand(config, ONLY.value, entry.overrides(CONFIG))
     if DRY.value:
         entry.cores_as_devices(*expanded.values())
+        if cache := config["base"].get("data", {}).get("cache"):  # the arms then find their programs compiled
+            entry.compilation_cache(cache)
         tables.show_plan(expanded)
         return 0
     flags = ["--deterministic"] if DETERMINISTIC.value else []

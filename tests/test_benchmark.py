@@ -143,7 +143,7 @@ def test_lengths_of_all_attentions_take_turns(config, monkeypatch):
     )
     performer = {**config["model"], "attention": {"name": "performer", "features": 4, "redraw": 9, "block": 4}}
     rows = benchmark.lengths({"softmax": config, "performer": {**config, "model": performer}}, (4, 8))
-    assert asked == 4 * [("blocked", 4), ("blocked", 8), ("prefix", 4), ("prefix", 8)]
+    assert asked == 4 * [("blocked", 4), ("blocked", 8), ("performer", 4), ("performer", 8)]
     assert [row["seconds_per_token"] for row in rows["performer"]] == [1 / 16, 1 / 16]
 
 

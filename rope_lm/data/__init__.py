@@ -1,14 +1,16 @@
-"""Text -> tokens -> batches. Nothing here knows of the model."""
+"""Text -> tokens -> rows -> batches. Nothing here knows the model."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from jaxtyping import Int32
 
 from rope_lm import settings
-from rope_lm.data import batches, corpora, probes, tokens
+from rope_lm.data import batches, probes, tokens
 from rope_lm.data import tokenizer as tokenizers  # `make` has an argument of that name
-from rope_lm.data.batches import Order
+from rope_lm.data.corpora import open_source
+from rope_lm.data.documents import Corpus, Request
 from rope_lm.data.tokenizer import Tokenizer
 from rope_lm.refusal import Refusal
 
@@ -25,75 +27,72 @@ class Data:
     fingerprint: dict[str, str]  # of the text, the tokenizer and the tokens
     documents: dict[str, int]  # by split
     tokens: dict[str, int]  # by split
-    train: batches.Source = field(repr=False)
-    validation: np.ndarray = field(repr=False)  # int32 [R T+1], the same rows for every arm and seed
-    orders: dict[int, Order] = field(default_factory=dict, repr=False)
-
-    def batch_of(self, seed: int, step: int) -> np.ndarray:
-        """int32 [B T+1]: the batch that takes the state from `step` to `step + 1`; a pure function of its arguments."""
-        return self._order(seed)[step]
+    train: batches.Rows = field(repr=False)
+    validation: Int32[np.ndarray, "R W"] = field(repr=False)  # W = T + 1; the same rows for every arm and seed
+    validation_documents: Int32[np.ndarray, "R T"] = field(repr=False)  # of each target: 0 to G - 1, in order
 
     def batches(self, seeds: Sequence[int], start: int, stop: int) -> Iterator[batches.Batch]:
-        """The batches of steps start to stop - 1, for members of these seeds, read ahead."""
-        return batches.ensemble([self._order(seed) for seed in seeds], start, stop)
-
-    def _order(self, seed: int) -> Order:
-        if seed not in self.orders:
-            self.orders[seed] = Order(self.train, self.batch, seed)
-        return self.orders[seed]
+        """Yield the batches of steps `start` to `stop` - 1, for members of these seeds."""
+        return batches.ensemble(self.train, self.batch, seeds, start, stop)
 
 
 def make(
     name: str, tokenizer: str, length: int, batch: int, validation_rows: int, cache: str, split: str, field: str
 ) -> Data:
-    """The data of a config: `name` is stdlib, enwik8, text:PATH, tfds:NAME or probe:NAME; `tokenizer` is bytes,
-    bpe:SIZE or sentencepiece:PATH; `length` in tokens, `batch` and `validation_rows` in rows; `split` and `field` choose
-    within a TFDS dataset ("" is its own splits, its only text).
+    """Return the data of a config.
 
-    Raises Refusal for text that is not there, is no text, or is too short.
+    `name` is stdlib, enwik8, text:PATH, tfds:NAME or probe:NAME. `tokenizer` is bytes, bpe:SIZE or sentencepiece:PATH.
+    `length` is in tokens, `batch` and `validation_rows` are in rows. `split` and `field` choose within a TFDS dataset
+    ("" for its own splits, its only text).
+
+    Raises Refusal for a text that is missing, too short, or not text.
     """
     for key, value in (("length", length), ("batch", batch), ("validation_rows", validation_rows)):
         if value < 1:
             raise Refusal(f"data.{key}={value}: must be at least 1")
-    if not name.startswith("tfds:") and (split or field):
-        raise Refusal(f"data.split={split!r}, data.field={field!r}: only data=tfds:NAME has them; leave both empty")
     tokenizers.check(tokenizer)
-    if name.startswith("probe:"):
-        return _probe(name.removeprefix("probe:"), tokenizer, length, batch, validation_rows)
-    folder = settings.path(cache, f"data.cache={cache}")
-    corpus = corpora.open_corpus(name, split, field, folder)
-    coder = tokenizers.make(tokenizer, corpus, folder)
-    made = tokens.prepare(corpus, coder, folder)
-    train = batches.Rows(made.splits["train"], length)
-    Order(train, batch, 0)  # refuses text that is too short
+    request = Request(name, length, split, field, settings.path(cache, f"data.cache={cache}"))
+    source = open_source(request)
+    if isinstance(source, Corpus):
+        return _tokenized(source, request, tokenizer, batch, validation_rows)
+    if tokenizer != "bytes":
+        raise Refusal(f"data.tokenizer={tokenizer}: the symbols of data={name} are bytes; leave it at bytes")
+    return _generated(source, batch, validation_rows)
+
+
+def _tokenized(corpus: Corpus, request: Request, tokenizer: str, batch: int, validation_rows: int) -> Data:
+    coder = tokenizers.make(tokenizer, corpus, request.cache)
+    text = tokens.prepare(corpus, coder, request.cache)
+    train, validation = (batches.Windows(text.splits[split], request.length) for split in ("train", "validation"))
+    batches.check(train, batch)
+    chosen = batches.spread(validation, validation_rows)
     return Data(
         vocabulary=coder.vocabulary,
-        length=length,
+        length=request.length,
         batch=batch,
+        bytes_per_token=text.bytes["validation"] / max(1, len(validation.tokens)),
         coder=coder,
-        bytes_per_token=made.bytes["validation"] / max(1, len(made.splits["validation"])),
-        fingerprint={"text": corpus.fingerprint, "tokenizer": coder.fingerprint, "tokens": made.fingerprint},
-        documents=made.documents,
-        tokens={split: len(array) for split, array in made.splits.items()},
+        fingerprint={"text": corpus.fingerprint, "tokenizer": coder.fingerprint, "tokens": text.fingerprint},
+        documents=text.documents,
+        tokens={split: len(array) for split, array in text.splits.items()},
         train=train,
-        validation=batches.spread(batches.Rows(made.splits["validation"], length), validation_rows),
+        validation=validation[chosen],
+        validation_documents=validation.documents(chosen, coder.separator),
     )
 
 
-def _probe(name: str, tokenizer: str, length: int, batch: int, validation_rows: int) -> Data:
-    if tokenizer != "bytes":
-        raise Refusal(f"data.tokenizer={tokenizer}: the symbols of data=probe:{name} are bytes; leave it at bytes")
-    splits = {split: probes.Probe(name, length, split) for split in corpora.SPLITS}
-    coder, drawn = tokenizers.Bytes(), probes.fingerprint(splits.values())
+def _generated(splits: Mapping[str, probes.Probe], batch: int, validation_rows: int) -> Data:
+    coder, drawn, train = tokenizers.Bytes(), probes.fingerprint(splits.values()), splits["train"]
     return Data(
         vocabulary=coder.vocabulary,
-        length=length,
+        length=train.length,
         batch=batch,
-        coder=coder,
         bytes_per_token=1.0,
+        coder=coder,
         fingerprint={"text": drawn, "tokenizer": coder.fingerprint, "tokens": drawn},
         documents={split: len(rows) for split, rows in splits.items()},
-        tokens={split: len(rows) * (length + 1) for split, rows in splits.items()},
-        train=splits["train"],
-        validation=batches.spread(splits["validation"], validation_rows),
+        tokens={split: len(rows) * (train.length + 1) for split, rows in splits.items()},
+        train=train,
+        validation=splits["validation"][batches.spread(splits["validation"], validation_rows)],
+        validation_documents=np.arange(validation_rows, dtype=np.int32)[:, None].repeat(train.length, 1),
     )

@@ -1,106 +1,118 @@
-"""Tokens to rows, and rows to batches that are a pure function of (seed, step)."""
+"""Tokens to rows, and rows to batches: a batch is a pure function of (seed, step)."""
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import grain
 import numpy as np
 from grain.experimental import index_shuffle
+from jaxtyping import Int, Int32, UInt16
 
 from rope_lm.refusal import Refusal
 
 
-class Batch(NamedTuple):
-    """What one step consumes, and the sha256 of each member's part of it (little-endian int32, row by row)."""
-
-    rows: np.ndarray  # int32 [M B T+1]
-    digests: list[bytes]  # [M]
-
-
 @runtime_checkable
-class Source(Protocol):
-    """Rows of length + 1 tokens, by number."""
+class Rows(Protocol):
+    """Rows of `length` + 1 tokens, by number."""
 
     length: int
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, numbers: np.ndarray) -> np.ndarray: ...  # int [B] -> int32 [B length + 1]
+    def __getitem__(self, numbers: Int[np.ndarray, "R"]) -> Int32[np.ndarray, "R W"]: ...
 
 
-class Rows:
-    """Windows of length + 1 tokens, one every `length`, so that each token is a target once."""
+class Windows:
+    """Windows of `length` + 1 tokens, one every `length`, so that each token is a target once."""
 
-    def __init__(self, tokens: np.ndarray, length: int):
+    def __init__(self, tokens: UInt16[np.ndarray, "tokens"], length: int):
         self.tokens, self.length = tokens, length
 
     def __len__(self) -> int:
         return max(0, (len(self.tokens) - 1) // self.length)
 
-    def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
-        """int [B] -> int32 [B length + 1]."""
+    def __getitem__(self, numbers: Int[np.ndarray, "R"]) -> Int32[np.ndarray, "R W"]:
         return self.tokens[numbers[:, None] * self.length + np.arange(self.length + 1)].astype(np.int32)
 
+    def documents(self, numbers: Int[np.ndarray, "R"], separator: int) -> Int32[np.ndarray, "R T"]:
+        """Return the document of each target in the rows `numbers`, which ascend: 0, 1, ... by first appearance.
 
-FAR = 0x9E3779B9  # between the seeds of epochs: 2^32 by the golden ratio, whose multiples keep apart
+        A separator belongs to the document that it ends.
+        """
+        starts = numbers * self.length
+        begins = self.tokens[starts[:, None] + np.arange(self.length)] == separator  # the token before a target
+        for row, (before, start) in enumerate(itertools.pairwise(starts.tolist()), 1):
+            begins[row, 0] = separator in self.tokens[before + self.length : start + 1]
+        begins[0, 0] = False
+        return begins.cumsum(dtype=np.int32).reshape(begins.shape)
 
 
-class Order:
-    """Batches by step: every row once in an epoch, in an order that (seed, epoch) alone decides.
+class Batch(NamedTuple):
+    """The rows that a step consumes, and their sha256 per member (little-endian int32, row by row)."""
 
-    The first epoch is that of Grain's datasets (`shuffle`, `batch`), which fetch one row after another: 0.6 ms for 16
-    rows of 128 tokens, here 0.1. An H200 then waited for its input: 2,000 steps of three members took 7.5 s at scale
-    nano, and take 2.6. Raises Refusal for fewer rows than a batch has.
+    rows: Int32[np.ndarray, "M B W"]
+    digests: list[bytes]  # [M]
+
+
+EPOCH = 0x9E3779B9  # distance of two epochs' seeds: 2^32 by the golden ratio, whose multiples are far apart
+
+
+def check(rows: Rows, size: int) -> None:
+    """Raise Refusal if a batch has more rows than there are."""
+    if len(rows) < size:
+        raise Refusal(
+            f"the training text has {len(rows)} rows of {rows.length} tokens, a batch needs {size}: "
+            "give more text, or lower data.length or data.batch"
+        )
+
+
+def draw(rows: Rows, size: int, seed: int, step: int) -> Int32[np.ndarray, "B W"]:
+    """Return the batch of a step: every row comes once in an epoch, in an order that (seed, epoch) alone decides.
+
+    The first epoch is the one that Grain's `shuffle` and `batch` give. Those fetch one row at a time, and a fast
+    accelerator would wait for them.
     """
 
-    def __init__(self, rows: Source, batch: int, seed: int):
-        if len(rows) < batch:
-            raise Refusal(
-                f"the training text has {len(rows)} rows of {rows.length} tokens, a batch needs {batch}: "
-                "give more text, or lower data.length or data.batch"
-            )
-        self.rows, self.batch, self.seed = rows, batch, seed
+    def number(place: int) -> int:
+        epoch, place = divmod(place, len(rows))
+        # Grain adds the epoch to the seed: the second epoch of seed 0 would be the first of seed 1.
+        return index_shuffle(place, max_index=len(rows) - 1, seed=(seed + epoch * EPOCH) % 2**32, rounds=4)
 
-    def __getitem__(self, step: int) -> np.ndarray:
-        """int32 [B T+1]."""
-        places = (divmod(place, len(self.rows)) for place in range(step * self.batch, (step + 1) * self.batch))
-        return self.rows[np.array([self._shuffled(*each) for each in places])]
-
-    def _shuffled(self, epoch: int, place: int) -> int:
-        """The row at a place of an epoch: what Grain's `shuffle` makes of it, with its own number of rounds."""
-        # Grain adds the epoch to the seed: the second epoch of seed 0 is then the first of seed 1.
-        seed = (self.seed + epoch * FAR) % 2**32
-        return index_shuffle(place, max_index=len(self.rows) - 1, seed=seed, rounds=4)
+    return rows[np.array([number(place) for place in range(step * size, (step + 1) * size)])]
 
 
-def ensemble(members: Sequence[Order], start: int, stop: int) -> Iterator[Batch]:
-    """Batches for steps start to stop - 1, read ahead by a thread. Members with one seed share a batch."""
-    distinct = {id(member): member for member in members}
+def ensemble(rows: Rows, size: int, seeds: Sequence[int], start: int, stop: int) -> Iterator[Batch]:
+    """Yield the batches of steps `start` to `stop` - 1, read ahead by a thread. Members with one seed share a batch."""
 
-    def step(number: int) -> Batch:
-        rows = {key: np.ascontiguousarray(member[number], "<i4") for key, member in distinct.items()}
-        digests = {key: hashlib.sha256(each).digest() for key, each in rows.items()}
-        return Batch(np.stack([rows[id(each)] for each in members]), [digests[id(each)] for each in members])
+    def read(step: int) -> Batch:
+        drawn = {seed: draw(rows, size, seed, step) for seed in set(seeds)}
+        digests = {seed: hashlib.sha256(member.astype("<i4").tobytes()).digest() for seed, member in drawn.items()}
+        return Batch(np.stack([drawn[seed] for seed in seeds]), [digests[seed] for seed in seeds])
 
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)
-    yield from grain.MapDataset.range(start, stop).map(step).to_iter_dataset(options)
+    yield from grain.MapDataset.range(start, stop).map(read).to_iter_dataset(options)
 
 
 def chain(consumed: Sequence[str], batch: Batch) -> list[str]:
-    """What was consumed, by member, with one more batch: sha256 over the chain so far and the batch's digest, in hex.
+    """Return each member's chain of consumed batches, in hex, with one more batch.
 
-    The chain starts as "" and is the same for two runs if and only if they saw the same tokens in the same order.
+    A link is the sha256 of the chain so far and the batch's digest. The chain starts as "" and is the same for two runs
+    if and only if they saw the same tokens in the same order.
     """
     links = zip(consumed, batch.digests, strict=True)
     return [hashlib.sha256(bytes.fromhex(before) + digest).hexdigest() for before, digest in links]
 
 
-def spread(rows: Source, count: int) -> np.ndarray:
-    """int32 [count T+1]: rows at even distances over the whole of them, always the same ones."""
+def spread(rows: Rows, count: int) -> Int[np.ndarray, "count"]:
+    """Return the numbers of `count` rows, evenly spread over all of them: always the same ones.
+
+    Raises Refusal if there are fewer.
+    """
     if len(rows) < count:
         raise Refusal(
             f"the validation text has {len(rows)} rows of {rows.length} tokens, data.validation_rows asks for {count}: "
             "give more text, or lower data.validation_rows or data.length"
         )
-    return rows[np.linspace(0, len(rows) - 1, count).round().astype(int)]
+    return np.linspace(0, len(rows) - 1, count).round().astype(int)

@@ -1,4 +1,4 @@
-"""Folders that are made once and kept: whole or not at all, by one process at a time."""
+"""Folders that are built once and kept: whole or not at all, by one process at a time."""
 
 import fcntl
 import os
@@ -11,19 +11,19 @@ from pathlib import Path
 from rope_lm.refusal import Refusal
 
 
-def prepare(cache: Path, name: str, whole: Callable[[Path], bool], build: Callable[[Path], None]) -> Path:
-    """The folder `name` ("tokens/abc") in `cache`, as it is where `whole` says that it is, else made by `build`.
+def prepare(cache: Path, name: str, intact: Callable[[Path], bool], build: Callable[[Path], None]) -> Path:
+    """Return the folder `name` ("tokens/abc") in `cache`, built by `build` unless it is there and `intact`.
 
-    Several processes may do so at once: one builds, the others wait for it. Raises Refusal when it has to be made and
+    If several processes ask at once, one builds and the others wait. Raises Refusal if the folder has to be built and
     the cache cannot be written.
     """
     folder = cache / name
     try:
         with alone(folder):
-            if not whole(folder):
+            if not intact(folder):
                 _build(folder, build)
     except OSError as error:
-        if not whole(folder):  # in a cache that can only be read there is no lock, and nobody who writes
+        if not intact(folder):  # a read-only cache has no lock, and nobody writes to it
             raise Refusal(
                 f"data.cache={str(cache)!r} cannot be written ({error.strerror or error}): free some space there or "
                 "set --config.data.cache to another folder"
@@ -33,7 +33,7 @@ def prepare(cache: Path, name: str, whole: Callable[[Path], bool], build: Callab
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """One process at a time; the operating system lets the next one in, even after a SIGKILL."""
+    """Hold the folder's lock. The operating system releases it when the process ends, even by SIGKILL."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(folder.with_name(f"{folder.name}.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -42,7 +42,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 def _build(folder: Path, build: Callable[[Path], None]) -> None:
     for orphan in folder.parent.glob(f"{folder.name}.*.partial"):
-        shutil.rmtree(orphan)  # of a process that was killed; nobody else is here
+        shutil.rmtree(orphan)  # left by a killed process; the lock says that no other is at work
     partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".partial", dir=folder.parent))
     try:
         build(partial)

@@ -1,78 +1,43 @@
-"""The TFDS builder `enwik8`: the first 100,000,000 bytes of the English Wikipedia's dump of 3 March 2006."""
+"""The first 100,000,000 bytes of the English Wikipedia's dump of 3 March 2006, `data=enwik8`."""
 
-import sys
+import hashlib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlparse
 
-import tensorflow_datasets as tfds
-from tensorflow_datasets.core.download.checksums import UrlInfo
-from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
-from tensorflow_datasets.core.download.util import DownloadError
+from rope_lm.data.cache import alone
+from rope_lm.data.datasets import Archive
+from rope_lm.data.documents import PIECE, Corpus, Document, Request, bounds
 
-from rope_lm.data import corpora
-from rope_lm.data.stdlib import quiet
-from rope_lm.refusal import Refusal
+# The Hutter Prize's file, from its own page (mattmahoney.net/dc/textdata.html). The page gives the MD5 of the unpacked
+# text, a1fa5ffddb56f4953e226637dabbb36a. The sha256 of the zip is the one that many projects pin, independently.
+ENWIK8 = Archive(
+    "http://mattmahoney.net/dc/enwik8.zip",
+    36_445_475,
+    "547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc",
+)
 
 
-class Enwik8(tfds.core.GeneratorBasedBuilder):
-    """The text of the zip's only file as examples of 4 MiB, in order: its first 90%, the next 5%, the last 5%.
+def corpus(request: Request, archive: Archive = ENWIK8) -> Corpus:
+    """Return the text in `archive`, one document per split, kept as a TFDS dataset.
 
-    That is the split of those who model it, 90, 5 and 5 million bytes (Al-Rfou et al., arXiv 1808.04444; Dai et al.,
-    arXiv 1901.02860). TFDS fetches the zip, or takes it from its `manual_dir`, and checks its sum. A config is one zip,
-    named by that sum.
+    The splits are those in common use: 90, 5 and 5 million bytes (Al-Rfou et al., arXiv 1808.04444; Dai et al., arXiv
+    1901.02860). Reading them raises Refusal if the zip is missing and cannot be fetched, or is another one.
     """
+    folder = request.cache / "tfds"
 
-    VERSION = tfds.core.Version("1.0.0")
-
-    def __init__(self, *, archive: corpora.Archive, **kwargs: object):
-        self.archive = archive
-        super().__init__(config=tfds.core.BuilderConfig(name=archive.sha256[:16], version="1.0.0"), **kwargs)
-
-    @property
-    def url_infos(self) -> dict[str, UrlInfo]:
-        """The sum that TFDS checks, and the name that it looks for in `manual_dir`."""
-        return {self.archive.url: UrlInfo(self.archive.size, self.archive.sha256, Path(self.archive.url).name)}
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        features = tfds.features.FeaturesDict({"text": tfds.features.Text()})
-        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
-
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
-        path = Path(dl_manager.download(self.archive.url))
-        return {split: self._generate_examples(path, split) for split in corpora.SPLITS}
-
-    def _generate_examples(self, path: Path, split: str) -> Iterator[tuple[int, dict[str, bytes]]]:
-        with zipfile.ZipFile(path) as archive, archive.open(archive.infolist()[0]) as file:
-            start, stop = corpora.bounds(archive.infolist()[0].file_size, split)
+    def examples(split: str, path: Path) -> Iterator[bytes]:
+        with zipfile.ZipFile(path) as unpacked, unpacked.open(unpacked.infolist()[0]) as file:
+            start, stop = bounds(unpacked.infolist()[0].file_size, split)
             file.seek(start)
-            for number, at in enumerate(range(start, stop, corpora.PIECE)):
-                yield number, {"text": file.read(min(corpora.PIECE, stop - at))}
+            yield from (file.read(min(PIECE, stop - at)) for at in range(start, stop, PIECE))
 
+    def documents(split: str) -> Iterator[Document]:
+        from rope_lm.data import builders  # only if there are no tokens yet
 
-def prepare(folder: Path, archive: corpora.Archive) -> Enwik8:
-    """The builder, with its dataset prepared under `folder`, from the zip in `folder`/downloads/manual or its URL.
+        with alone(folder / "enwik8"):
+            config = builders.Text(name=archive.sha256[:16], version="1.0.0", examples=examples, archive=archive)
+            builder = builders.prepare(builders.Enwik8, config, folder)
+        yield (example["text"] for example in builder.as_data_source(split=split))
 
-    Raises Refusal for a zip that is not the official one, and where there is none and its host cannot be reached.
-    """
-    tfds.disable_progress_bar()
-    host, manual = urlparse(archive.url).hostname, folder / "downloads" / "manual" / Path(archive.url).name
-    bring = f"fetch {archive.url} elsewhere, put it at {manual}, and run this again"
-    with quiet():
-        builder = Enwik8(archive=archive, data_dir=str(folder), file_format="array_record")
-    if not builder.data_path.exists() and not manual.exists():
-        if not corpora.reachable(archive.url):
-            raise Refusal(f"data=enwik8 is not prepared and {host} cannot be reached: {bring}")
-        print(f"fetching {archive.url} ({archive.size / 1e6:,.0f} MB)", file=sys.stderr)
-    try:
-        with quiet():
-            builder.download_and_prepare()
-    except NonMatchingChecksumError as error:
-        where = manual if manual.exists() else archive.url
-        raise Refusal(f"{where} is not the official zip, whose sha256 is {archive.sha256}: {bring}") from error
-    except (DownloadError, OSError) as error:
-        if getattr(error, "errno", None):  # of this machine; what a download raises has no number
-            raise
-        raise Refusal(f"data=enwik8 could not be fetched ({' '.join(str(error).split())[:200]}): {bring}") from error
-    return builder
+    return Corpus(hashlib.sha256(f"enwik8-1 {archive.sha256}".encode()).hexdigest(), documents)

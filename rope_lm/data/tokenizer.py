@@ -1,6 +1,6 @@
-"""Text to tokens and back, exactly: for every tokenizer decode(encode(text)) is text, byte by byte.
+"""Text to tokens and back, exactly: decode(encode(text)) is text for every tokenizer, byte by byte.
 
-Only so are bits per byte, in which tokenizers are compared, of the same bytes.
+Otherwise bits per byte, the unit in which tokenizers are compared, would be about different bytes.
 """
 
 import hashlib
@@ -14,90 +14,125 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Int, UInt16
 
 from rope_lm import settings
 from rope_lm.data import cache
-from rope_lm.data.corpora import Corpus
+from rope_lm.data.documents import Corpus
 from rope_lm.refusal import Refusal, unknown
 
 LARGEST = 65_535  # vocabulary: tokens are kept as uint16
 BLOCK = 2**20  # bytes of a document that are encoded at once
-TRAINED = 64 * 2**20  # bytes of the training text, its first ones, that a BPE is trained on at most
+TRAINED = 64 * 2**20  # bytes at the beginning of the training text that a BPE is trained on
 
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What a tokenizer is. `fingerprint` changes when any token would."""
+    """The interface of a tokenizer. `fingerprint` changes when any token would."""
 
     vocabulary: int
-    separator: int  # stands after each document
+    separator: int  # ends each document
     fingerprint: str
 
-    def encode(self, text: bytes) -> np.ndarray: ...
+    def encode(self, text: bytes) -> UInt16[np.ndarray, "tokens"]: ...
 
-    def decode(self, tokens: np.ndarray) -> bytes: ...
+    def decode(self, tokens: Int[np.ndarray, "tokens"]) -> bytes:
+        """Return the text, without separators."""
 
-    def save(self, folder: Path) -> None: ...
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer's file, if it has one, so that tokens can be read where its origin is missing."""
 
 
 class Bytes:
-    """Every byte is a token, 256 is the separator: nothing to train, no text that cannot be encoded."""
+    """One token per byte, and 256 as the separator. Nothing to train, and any text can be encoded."""
 
     vocabulary = 257
     separator = 256
     fingerprint = "bytes-1"
 
-    def encode(self, text: bytes) -> np.ndarray:
-        """uint16 [len(text)]."""
+    def encode(self, text: bytes) -> UInt16[np.ndarray, "tokens"]:
         return np.frombuffer(text, np.uint8).astype(np.uint16)
 
-    def decode(self, tokens: np.ndarray) -> bytes:
-        """The bytes; separators are left out."""
-        tokens = np.asarray(tokens)
+    def decode(self, tokens: Int[np.ndarray, "tokens"]) -> bytes:
+        """Return the text, without separators."""
         return tokens[tokens != self.separator].astype(np.uint8).tobytes()
 
     def save(self, folder: Path) -> None:
-        """There is nothing to keep."""
+        """Do nothing: there is no file."""
 
 
-class BPE:
+class _Subwords:
+    """The common half of BPE and SentencePiece: a model file, and a number for each of its pieces of text.
+
+    The separator is one more token. Bytes that are not UTF-8, and letters in APART, are encoded byte by byte.
+    """
+
+    FILE: str  # its name in a run directory
+    _coder: Any  # of the package that trained the model
+    APART = "\udc80-\udcff"  # "surrogateescape" decodes bytes that are not UTF-8 to these
+
+    def __init__(self, model: bytes, pieces: list[bytes], token_of_byte: dict[int, int]):
+        self.model, self._pieces, self._token_of_byte = model, pieces, token_of_byte
+        self.separator, self.vocabulary = len(pieces), len(pieces) + 1
+
+    def encode(self, text: bytes) -> UInt16[np.ndarray, "tokens"]:
+        parts = re.split(f"([{self.APART}])", text.decode("utf-8", "surrogateescape"))
+        apart = (self._bytes(letter) for letter in parts[1::2])
+        pairs: Any = itertools.zip_longest(self._encode(parts[::2]), apart, fillvalue=[])
+        return np.concatenate([np.array(tokens, np.uint16) for pair in pairs for tokens in pair])
+
+    def decode(self, tokens: Int[np.ndarray, "tokens"]) -> bytes:
+        """Return the text, without separators."""
+        return b"".join(self._pieces[token] for token in tokens.tolist() if token != self.separator)
+
+    def save(self, folder: Path) -> None:
+        """Write the model to FILE in a run directory."""
+        partial = folder / f"{self.FILE}.partial"
+        partial.write_bytes(self.model)
+        os.replace(partial, folder / self.FILE)
+
+    def _encode(self, texts: list[str]) -> Iterable[list[int]]:
+        raise NotImplementedError
+
+    def _bytes(self, letter: str) -> list[int]:
+        return [self._token_of_byte[byte] for byte in _escaped(letter)]
+
+
+class BPE(_Subwords):
     """Byte-level byte pair encoding (Sennrich et al., arXiv 1508.07909; over bytes: Radford et al., GPT-2, 2019).
 
-    All 256 bytes are tokens, and bytes that are no UTF-8 stay tokens of their own: any text can be encoded. The last
-    token is the separator.
+    All 256 bytes are tokens, so that any text can be encoded.
     """
 
     FILE = "tokenizer.json"
-    # Text is cut into words first, and pairs are merged within a word: GPT-2's pattern, with an end to every
-    # repetition, or a text without spaces would be one word that takes hours to train on. A word begins wherever white
-    # space follows something else, which `blocks` counts on.
+    # Text is cut into words first, and pairs are merged within a word. This is GPT-2's pattern with a bound on every
+    # repetition: a text without spaces would be one word that takes hours to train on. A word begins wherever white
+    # space follows something else, and `blocks` relies on that.
     WORDS = (
         r"'(?:[sdmt]|ll|ve|re)| ?\p{L}{1,64}| ?\p{N}{1,64}| ?[^\s\p{L}\p{N}]{1,64}"
         r"|\s{1,64}(?!\S)|\s{1,64}"
     )
 
-    def __init__(self, model: str):
-        """From the text of a tokenizer.json, Hugging Face's own format."""
+    def __init__(self, model: bytes):
+        """Read the content of a tokenizer.json, Hugging Face's own format."""
         import tokenizers
 
-        self.model, self._coder = model, tokenizers.Tokenizer.from_str(model)
-        self.separator = self._coder.get_vocab_size()
-        self.vocabulary = self.separator + 1
+        self._coder = tokenizers.Tokenizer.from_str(model.decode())
         byte_of = {letter: byte for byte, letter in enumerate(_letters())}
-        self._bytes = [
-            bytes(byte_of[letter] for letter in self._coder.id_to_token(token)) for token in range(self.separator)
-        ]
-        self._of_byte = {piece[0]: token for token, piece in enumerate(self._bytes) if len(piece) == 1}
-        known = json.loads(model)  # of which only what decides a token: another version may write the rest otherwise
-        words, *_ = known["pre_tokenizer"]["pretokenizers"]
-        decides = [words["pattern"], [self._of_byte[byte] for byte in range(256)], known["model"]["merges"]]
+        size = self._coder.get_vocab_size()
+        pieces = [bytes(byte_of[letter] for letter in self._coder.id_to_token(token)) for token in range(size)]
+        super().__init__(model, pieces, {piece[0]: token for token, piece in enumerate(pieces) if len(piece) == 1})
+        # Only what decides a token: another version of the package may write the rest of the file differently.
+        content = json.loads(model)
+        words, *_ = content["pre_tokenizer"]["pretokenizers"]
+        decides = [words["pattern"], [self._token_of_byte[byte] for byte in range(256)], content["model"]["merges"]]
         self.fingerprint = hashlib.sha256(json.dumps(decides).encode()).hexdigest()
 
     @classmethod
     def train(cls, text: Iterable[bytes], size: int) -> "BPE":
-        """Merges the most frequent pairs of `text` until there are `size` tokens; the same for the same text.
+        """Merge the most frequent pairs of `text` until there are `size` tokens; the same for the same text.
 
-        Raises Refusal where no pair occurs twice before.
+        Raises Refusal if there are fewer pairs that occur twice.
         """
         from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
@@ -109,139 +144,117 @@ class BPE:
             vocab_size=size - 1, min_frequency=2, initial_alphabet=_letters(), show_progress=False
         )
         coder.train_from_iterator((block.decode("utf-8", "ignore") for block in text), trainer)
-        made = cls(coder.to_str())
-        if made.vocabulary < size:
+        trained = cls(coder.to_str().encode())
+        if trained.vocabulary < size:
             raise Refusal(
-                f"data.tokenizer=bpe:{size}: no pair of tokens occurs twice in this text after {made.vocabulary:,} "
-                f"tokens were made; give more text, or bpe:{made.vocabulary} at most"
+                f"data.tokenizer=bpe:{size}: no pair of tokens occurs twice in this text after {trained.vocabulary:,} "
+                f"tokens were made; give more text, or bpe:{trained.vocabulary} at most"
             )
-        return made
+        return trained
 
-    def encode(self, text: bytes) -> np.ndarray:
-        """uint16 [tokens]."""
-        parts = _parts(text, _NO_UTF8)
-        encoded = (each.ids for each in self._coder.encode_batch_fast(parts[::2]))
-        return _joined(encoded, ([self._of_byte[_byte(letter)]] for letter in parts[1::2]))
-
-    def decode(self, tokens: np.ndarray) -> bytes:
-        """The bytes; separators are left out."""
-        return b"".join(self._bytes[token] for token in np.asarray(tokens).tolist() if token != self.separator)
-
-    def save(self, folder: Path) -> None:
-        """Writes tokenizer.json, so that the tokens can be read where the text is not."""
-        _write(folder / self.FILE, self.model.encode())
+    def _encode(self, texts: list[str]) -> Iterable[list[int]]:
+        return (encoding.ids for encoding in self._coder.encode_batch_fast(texts))
 
 
-class SentencePiece:
-    """A model made with SentencePiece (Kudo and Richardson, arXiv 1808.06226), from its file.
+class SentencePiece(_Subwords):
+    """A model trained with SentencePiece (Kudo and Richardson, arXiv 1808.06226).
 
-    Text goes in as it is: what a model does to it first (Unicode normalization, several spaces made one, a space put
-    before it) is switched off, for bits per byte would be of another text. What has no piece becomes bytes, where the
-    model was trained with byte_fallback. The separator is a token more.
+    A model may change text before it encodes it: Unicode normalization, runs of spaces merged, a space put in front.
+    That is switched off, because bits per byte would be about another text. Text without a piece becomes bytes, if the
+    model was trained with byte_fallback.
     """
 
     FILE = "tokenizer.model"
+    SPACE = "▁"  # SentencePiece's sign for a space; where a text holds the sign itself, it is encoded as bytes
+    APART = _Subwords.APART + SPACE
 
     def __init__(self, model: bytes, name: str):
-        """From the content of a .model file; mistakes are said of `name`. Raises Refusal for what is no model."""
+        """Read the content of a .model file, called `name` in errors. Raises Refusal if it is not a model."""
         from google.protobuf.message import DecodeError
         from sentencepiece import SentencePieceProcessor
-        from sentencepiece.sentencepiece_model_pb2 import ModelProto
+        from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]  # a generated module
 
-        self.model, self.name = model, name
         try:
-            known = ModelProto.FromString(model)
+            content = ModelProto.FromString(model)
         except DecodeError:
-            known = ModelProto()
-        if not known.pieces:
+            content = ModelProto()
+        if not content.pieces:
             raise Refusal(f"{name} is no SentencePiece model: give the .model file that its training wrote")
-        self.separator = len(known.pieces)
-        self.vocabulary = self.separator + 1
-        _check_size(name, self.vocabulary)
-        self.fingerprint = hashlib.sha256(model).hexdigest()
-        known.normalizer_spec.name, known.normalizer_spec.precompiled_charsmap = "identity", b""
-        known.normalizer_spec.add_dummy_prefix = known.normalizer_spec.remove_extra_whitespaces = False
-        self._coder = SentencePieceProcessor(model_proto=known.SerializeToString())
+        _check_size(name, len(content.pieces) + 1)
         kind = ModelProto.SentencePiece
-        hidden = (kind.CONTROL, kind.UNKNOWN)
-        self._bytes, self._of_byte = [], {}
-        for token, piece in enumerate(known.pieces):
+        pieces, token_of_byte = [], {}
+        for token, piece in enumerate(content.pieces):
             if piece.type == kind.BYTE:  # <0x0A>
-                self._of_byte[int(piece.piece[3:5], 16)] = token
-                self._bytes.append(bytes([int(piece.piece[3:5], 16)]))
+                byte = int(piece.piece[3:5], 16)
+                token_of_byte[byte] = token
+                pieces.append(bytes([byte]))
             else:
-                self._bytes.append(b"" if piece.type in hidden else piece.piece.replace(_SPACE, " ").encode())
+                hidden = piece.type in (kind.CONTROL, kind.UNKNOWN)
+                pieces.append(b"" if hidden else piece.piece.replace(self.SPACE, " ").encode())
+        super().__init__(model, pieces, token_of_byte)
+        self.name, self.fingerprint = name, hashlib.sha256(model).hexdigest()
+        content.normalizer_spec.name, content.normalizer_spec.precompiled_charsmap = "identity", b""
+        content.normalizer_spec.add_dummy_prefix = content.normalizer_spec.remove_extra_whitespaces = False
+        self._coder = SentencePieceProcessor(model_proto=content.SerializeToString())
 
-    def encode(self, text: bytes) -> np.ndarray:
-        """uint16 [tokens]. Raises Refusal for a letter that has no piece, in a model without byte_fallback."""
-        parts = _parts(text, _NO_UTF8 + _SPACE)
-        return _joined(map(self._encode, parts[::2]), map(self._as_bytes, parts[1::2]))
+    def _encode(self, texts: list[str]) -> Iterable[list[int]]:
+        for text in texts:
+            # Line by line: scores are summed in float32, and over a long text their rounding would decide.
+            encoded = [token for line in self._coder.encode(_LINES.split(text)) for token in line]
+            if self._coder.unk_id() in encoded:
+                lacking = (letter for letter in text if self._coder.unk_id() in self._coder.encode(letter))
+                raise self._lacks(next(lacking, text[:1]))
+            yield encoded
 
-    def _encode(self, text: str) -> list[int]:
-        # Line by line: scores are summed in float32, and over a long text their rounding would decide.
-        encoded = [token for line in self._coder.encode(_LINES.split(text)) for token in line]
-        if self._coder.unk_id() in encoded:
-            unknown_ones = (letter for letter in text if self._coder.unk_id() in self._coder.encode(letter))
-            self._refuse(next(unknown_ones, text[:1]))
-        return encoded
+    def _bytes(self, letter: str) -> list[int]:
+        if not self._token_of_byte:
+            raise self._lacks(letter)
+        return super()._bytes(letter)
 
-    def decode(self, tokens: np.ndarray) -> bytes:
-        """The bytes; separators are left out."""
-        return b"".join(self._bytes[token] for token in np.asarray(tokens).tolist() if token != self.separator)
-
-    def save(self, folder: Path) -> None:
-        """Writes tokenizer.model, so that the tokens can be read where the model's file is not."""
-        _write(folder / self.FILE, self.model)
-
-    def _as_bytes(self, letter: str) -> list[int]:
-        if not self._of_byte:
-            self._refuse(letter)
-        return [self._of_byte[byte] for byte in letter.encode("utf-8", "surrogateescape")]
-
-    def _refuse(self, letter: str) -> None:
-        raise Refusal(
-            f"{self.name} has no piece for {letter.encode('utf-8', 'surrogateescape')!r} ({letter!r}), which is in the "
-            "text: give a model trained with --byte_fallback=true, or data.tokenizer=bpe:SIZE"
+    def _lacks(self, letter: str) -> Refusal:
+        return Refusal(
+            f"{self.name} has no piece for {_escaped(letter)!r} ({letter!r}), which is in the text: give a model "
+            "trained with --byte_fallback=true, or data.tokenizer=bpe:SIZE"
         )
 
 
-KINDS = ("bytes", "bpe:SIZE", "sentencepiece:PATH")
+FORMS = {"bytes": "bytes", "bpe": "bpe:SIZE", "sentencepiece": "sentencepiece:PATH"}  # of `data.tokenizer`
 
 
 def check(name: str) -> None:
-    """Raises Refusal for a `data.tokenizer` that names none, before any text is prepared."""
-    kind, _, rest = name.partition(":")
-    if kind == "bpe" and rest:
-        if not rest.isdecimal() or int(rest) < Bytes.vocabulary:
+    """Raise Refusal if `data.tokenizer` names no tokenizer. Needs neither text nor files."""
+    kind, colon, argument = name.partition(":")
+    if kind not in FORMS or bool(colon and argument) != (":" in FORMS[kind]) or name == f"{kind}:":
+        raise unknown("data.tokenizer", name, FORMS.values())
+    if kind == "bpe":
+        if not argument.isdecimal() or int(argument) < Bytes.vocabulary:
             raise Refusal(
                 f"data.tokenizer={name}: SIZE must be a whole number from {Bytes.vocabulary} (256 bytes and the "
                 f"separator) to {LARGEST}"
             )
-        _check_size(f"data.tokenizer={name}", int(rest))
-    elif not (name == "bytes" or (kind == "sentencepiece" and rest)):
-        raise unknown("data.tokenizer", name, KINDS)
+        _check_size(f"data.tokenizer={name}", int(argument))
 
 
 def make(name: str, corpus: Corpus, root: Path) -> Tokenizer:
-    """The tokenizer that `data.tokenizer` names: bytes, bpe:SIZE (SIZE tokens in all, trained on the training text of
-    `corpus` once and kept in the cache at `root`) or sentencepiece:PATH (a .model file).
+    """Return the tokenizer that `data.tokenizer` names.
 
-    Raises Refusal for a name, a size or a file that cannot be used.
+    It is `bytes`; `bpe:SIZE`, with SIZE tokens, trained once on the training text of `corpus` and kept in the cache at
+    `root`; or `sentencepiece:PATH`, a .model file. Raises Refusal for a name, a size or a file that cannot be used.
     """
     check(name)
-    kind, _, rest = name.partition(":")
+    kind, _, argument = name.partition(":")
     if kind == "bytes":
         return Bytes()
     if kind == "bpe":
-        return _trained(corpus, int(rest), root)
+        return _trained(corpus, int(argument), root)
     given = f"data.tokenizer={name}"
-    return SentencePiece(_read(settings.path(rest, given), given), given)
+    return SentencePiece(_read(settings.path(argument, given), given), given)
 
 
 def load(name: str, folder: Path, fingerprint: str) -> Tokenizer:
-    """The tokenizer `name` as its `save` wrote it into `folder`, a run's.
+    """Return the tokenizer `name` from the file that its `save` wrote into `folder`, a run's.
 
-    Raises Refusal where its file is not there, or is not the one with this fingerprint.
+    Raises Refusal if the file is missing, or is not the one with this fingerprint.
     """
     check(name)
     kind = name.partition(":")[0]
@@ -250,21 +263,21 @@ def load(name: str, folder: Path, fingerprint: str) -> Tokenizer:
     path = folder / (BPE.FILE if kind == "bpe" else SentencePiece.FILE)
     content = _read(path, "the run's tokenizer")
     try:
-        made = BPE(content.decode()) if kind == "bpe" else SentencePiece(content, str(path))
+        coder = BPE(content) if kind == "bpe" else SentencePiece(content, str(path))
     except Exception as error:  # tokenizers raises nothing narrower
         raise Refusal(f"the run's tokenizer: {path} is damaged ({error}): bring the file back") from error
-    if made.fingerprint != fingerprint:
+    if coder.fingerprint != fingerprint:
         raise Refusal(f"the run's tokenizer: {path} is not the one that it was trained with: bring the file back")
-    return made
+    return coder
 
 
 def blocks(document: Iterable[bytes]) -> Iterator[bytes]:
-    """The bytes of a document in blocks of at most 1 MiB, cut where its bytes say, wherever its pieces end.
+    """Yield the bytes of a document in blocks of at most 1 MiB. Where it is cut depends on the bytes, not the pieces.
 
-    A cut stands before a space or the end of a line that follows something else, where every tokenizer here begins a
-    token anyway: the tokens are those of the whole document. (Text that has no such place in a MiB is cut between two
-    letters; so may be the tokens there, the same ones each time. So is what a SentencePiece model's pieces hold beyond
-    a space, if it was trained to let them.)
+    A cut stands before a space or the end of a line that follows something else. Every tokenizer here begins a token
+    there, so the tokens are those of the whole document. There are two exceptions, in which tokens at a cut may differ
+    from those of the whole document, though they are the same each time: a MiB without such a place is cut between two
+    letters, and a SentencePiece model may have been trained to let its pieces reach beyond a space.
     """
     held = b""
     for piece in document:
@@ -279,64 +292,44 @@ def blocks(document: Iterable[bytes]) -> Iterator[bytes]:
         yield held
 
 
+_BEFORE_SPACE = re.compile(r".*\S(?=[ \n])", re.DOTALL)
+_LINES = re.compile(r"(?<=\S)(?=\n)")
+
+
 def _cut(text: bytes) -> int:
-    """Where to cut text of BLOCK + 1 bytes: as late as it can be, and at BLOCK at the latest."""
+    """Return the last place in BLOCK + 1 bytes of text to cut at."""
     if found := _BEFORE_SPACE.match(text.decode("utf-8", "surrogateescape")):
-        return len(found[0].encode("utf-8", "surrogateescape"))
+        return len(_escaped(found[0]))
     return next((at for at in range(BLOCK, BLOCK - 4, -1) if text[at] & 0xC0 != 0x80), BLOCK)
 
 
-_BEFORE_SPACE = re.compile(r".*\S(?=[ \n])", re.DOTALL)
-_LINES = re.compile(r"(?<=\S)(?=\n)")
-_NO_UTF8 = "\udc80-\udcff"  # what "surrogateescape" makes of such bytes
-_SPACE = "▁"  # what SentencePiece writes for a space: a text's own is encoded as bytes
-
-
-def _parts(text: bytes, apart: str) -> list[str]:
-    """The text's letters; every second part is one of those to be set apart."""
-    return re.split(f"([{apart}])", text.decode("utf-8", "surrogateescape"))
-
-
-def _byte(letter: str) -> int:
-    return letter.encode("utf-8", "surrogateescape")[0]
-
-
-def _joined(parts: Iterable[list[int]], between: Iterable[list[int]]) -> np.ndarray:
-    both = itertools.zip_longest(parts, between, fillvalue=[])
-    return np.concatenate([np.array(tokens, np.uint16) for pair in both for tokens in pair])
+def _escaped(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _letters() -> list[str]:
-    """A letter for every byte, as GPT-2 and Hugging Face write them: itself where it can be seen, else one from 256."""
-    seen = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    """Return a letter for every byte, as GPT-2 and Hugging Face do: itself if it is visible, else one from 256 on."""
+    visible = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = iter(range(256, 512))
-    return [chr(byte if byte in seen else next(others)) for byte in range(256)]
+    return [chr(byte if byte in visible else next(others)) for byte in range(256)]
 
 
-def _check_size(what: str, vocabulary: int) -> None:
+def _check_size(given: str, vocabulary: int) -> None:
     if vocabulary > LARGEST:
         raise Refusal(
-            f"{what}: a vocabulary of {vocabulary:,} tokens is above {LARGEST:,}, the most that fits a token of 16 bits"
+            f"{given}: a vocabulary of {vocabulary:,} tokens is above {LARGEST:,}, the most for tokens of 16 bits"
         )
 
 
-def _read(path: Path, what: str) -> bytes:
+def _read(path: Path, given: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise Refusal(f"{what}: {path} cannot be read ({error.strerror}): bring the file there") from error
-
-
-def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
-
-
-# --- a BPE of a corpus, made once ------------------------------------------------------------------------------------
+        raise Refusal(f"{given}: {path} cannot be read ({error.strerror}): bring the file there") from error
 
 
 def _trained(corpus: Corpus, size: int, root: Path) -> BPE:
+    """Return a BPE trained on a corpus, from the cache at `root` or newly trained."""
     import tokenizers
 
     key = {"text": corpus.fingerprint, "size": size, "most": TRAINED, "words": BPE.WORDS, "by": tokenizers.__version__}
@@ -345,36 +338,35 @@ def _trained(corpus: Corpus, size: int, root: Path) -> BPE:
     def build(folder: Path) -> None:
         counted = 0
 
-        def text() -> Iterator[bytes]:
+        def beginning() -> Iterator[bytes]:
             nonlocal counted
-            for document in corpus.documents("train"):
-                for block in blocks(document):
-                    block = block[: TRAINED - counted]
-                    counted += len(block)
-                    yield block
-                    if counted == TRAINED:
-                        return
+            for block in itertools.chain.from_iterable(map(blocks, corpus.documents("train"))):
+                block = block[: TRAINED - counted]
+                counted += len(block)
+                yield block
+                if counted == TRAINED:
+                    return
 
         print(f"training data.tokenizer=bpe:{size}", file=sys.stderr)
-        made = BPE.train(text(), size)
-        made.save(folder)
-        meta = {**key, "bytes": counted, "fingerprint": made.fingerprint}
+        coder = BPE.train(beginning(), size)
+        coder.save(folder)
+        meta = {**key, "bytes": counted, "fingerprint": coder.fingerprint}
         (folder / "meta.json").write_text(json.dumps(meta, indent=2))
 
-    folder = cache.prepare(root, f"tokenizers/{name}", _whole, build)
-    return BPE((folder / BPE.FILE).read_text())
+    folder = cache.prepare(root, f"tokenizers/{name}", _intact, build)
+    return BPE((folder / BPE.FILE).read_bytes())
 
 
-def _whole(folder: Path) -> bool:
-    """Whether the tokenizer is there and is what meta.json, written last, says that it is."""
+def _intact(folder: Path) -> bool:
+    """Return True if the tokenizer matches meta.json, which is written last."""
     try:
-        meta: dict[str, Any] = json.loads((folder / "meta.json").read_text())
-    except (OSError, ValueError):
+        fingerprint = json.loads((folder / "meta.json").read_text())["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):
         return False
     try:
-        whole = BPE((folder / BPE.FILE).read_text()).fingerprint == meta["fingerprint"]
+        if BPE((folder / BPE.FILE).read_bytes()).fingerprint == fingerprint:
+            return True
     except Exception:  # tokenizers raises nothing narrower
-        whole = False
-    if not whole:
-        print(f"{folder / BPE.FILE}: not as it was written; made again", file=sys.stderr)
-    return whole
+        pass
+    print(f"{folder / BPE.FILE}: not as it was written; made again", file=sys.stderr)
+    return False

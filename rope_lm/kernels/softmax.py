@@ -53,6 +53,8 @@ def xla(
     implementation: Literal["xla", "cudnn"] = "xla",
 ) -> Float[Array, "B T N E"]:
     """Attend over the whole matrix through `jax.nn.dot_product_attention`; logits and softmax in float32."""
+    size = v.shape[-1]
+    v = jnp.pad(v, ((0, 0), (0, 0), (0, 0), (0, q.shape[-1] - size)))  # JAX wants values as wide as queries
     out = jax.nn.dot_product_attention(
         q,
         k,
@@ -63,7 +65,7 @@ def xla(
         scale=scale,
         implementation=implementation,
     )
-    return checkpoint_name(out, "product")
+    return checkpoint_name(out[..., :size], "product")
 
 
 def cudnn(

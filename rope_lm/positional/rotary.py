@@ -315,7 +315,7 @@ class XPos(Rotary):
         log_z = np.log((np.arange(0, self.head_size, 2) / self.head_size + 0.4) / 1.4).astype(np.float32)
         middle = (view.k.index.max() + view.k.index.min()) // 2
 
-        def turn(x: Float[Array, "B T N H"], index: Int[Array, "B T"], sign: float) -> Float[Array, "B T N H"]:
+        def turn(x: Float[Array, "B T N H"], index: Int[Array, "#B T"], sign: float) -> Float[Array, "B T N H"]:
             power = sign / self.fade * (index - middle).astype(jnp.float32)[..., None]
             return rotate(x, wave(angles(index, self.frequency()), jnp.exp(power * log_z)))
 

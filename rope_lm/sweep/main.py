@@ -58,6 +58,6 @@ def _measure(
     for name, arm in first.items():
         of = digest(arms[arm], launcher.at_once)
         if not (name in known and known[name]["of"] == of and known[name]["seconds"]):
-            # 0 for an arm that cannot begin: it says why when its turn comes.
+            # 0 if the arm cannot begin: the reason is printed when its turn comes.
             measured[name] = {"of": of, "arm": arm, "seconds": launcher.measure(arm)}
     return measured

@@ -19,7 +19,7 @@ from rope_lm.sweep.tables import about
 
 STOPPED, MISTAKE = 75, 2  # exit statuses of a run that was asked to stop, and of one that was refused
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-ATTEMPTS = 3  # at an arm that is killed: the memory may be free by then, and each goes on from the last checkpoint
+ATTEMPTS = 3  # at an arm that is killed: memory may be free by then, and an attempt goes on from the last checkpoint
 
 
 class Local:
@@ -95,7 +95,7 @@ class Local:
             time.sleep(0.5)
 
     def _train(self, arm: str, share: Share, prefix: str) -> int:
-        """Train an arm in a process; what it says is repeated line by line after a prefix, if there is one."""
+        """Train an arm in a process; with a prefix, repeat its stderr line by line behind it."""
         flags = [f"--workdir={self.root / arm}", *self.flags]
         child = self._start(arm, flags, share, None, subprocess.PIPE if prefix else None)
         for line in child.stderr or ():
@@ -132,8 +132,8 @@ class Local:
         """Write the status of a run that was killed. A run that had begun nothing keeps an earlier status."""
         status = arms.status(self.root, arm)
         if status["status"] in ("running", "not run"):
-            why = f"killed by {name}: where it was not you, by a lack of memory; lower data.batch, data.length or seeds"
-            with suppress(OSError):  # a full disk: the sweep's list says it all the same
+            why = f"killed by {name}: if not by you, for lack of memory; lower data.batch, data.length or seeds"
+            with suppress(OSError):  # a full disk
                 run_directory.write_json(self.root / arm / "status.json", {**status, "status": "failed", "why": why})
 
     @contextmanager

@@ -1,7 +1,9 @@
-"""Batches are a pure function of (seed, step)."""
+"""Batches are a pure function of (seed, step), and every validation target knows its document."""
 
 import functools
 import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,74 +15,95 @@ LENGTH, BATCH = 4, 3
 
 
 @pytest.fixture(scope="module")
-def rows():
-    return batches.Rows(np.arange(20 * LENGTH + 2, dtype=np.uint16), LENGTH)  # 20 rows and a rest
+def rows() -> batches.Windows:
+    return batches.Windows(np.arange(20 * LENGTH + 2, dtype=np.uint16), LENGTH)  # 20 rows and a rest
 
 
-def test_rows_overlap_by_one_token_so_that_each_is_a_target_once(rows):
+def test_rows_overlap_by_one_token_so_that_each_token_is_a_target_once(rows: batches.Windows) -> None:
     assert len(rows) == 20
     targets = rows[np.arange(20)][:, 1:]
     np.testing.assert_array_equal(targets.ravel(), np.arange(1, 20 * LENGTH + 1))
 
 
-def test_each_row_comes_once_in_an_epoch_in_another_order_each_time(rows):
-    made = batches.Order(rows, BATCH, seed=0)
-    drawn = np.concatenate([made[step][:, 0] // LENGTH for step in range(40)])[: 5 * 20]
+def test_each_row_comes_once_per_epoch_in_a_new_order_each_time(rows: batches.Windows) -> None:
+    drawn = np.concatenate([batches.draw(rows, BATCH, 0, step)[:, 0] // LENGTH for step in range(40)])
     epochs = drawn[:100].reshape(5, 20)
     for epoch in epochs:
         assert sorted(epoch) == list(range(20))
     assert len({tuple(epoch) for epoch in epochs}) == 5
 
 
-def test_no_seed_has_an_epoch_of_another(rows):
-    drawn = [np.concatenate([batches.Order(rows, BATCH, seed)[step][:, 0] for step in range(20)]) for seed in range(6)]
-    assert len({tuple(epoch) for each in drawn for epoch in each.reshape(3, 20)}) == 18
+def test_no_two_seeds_share_an_epoch(rows: batches.Windows) -> None:
+    drawn = [np.concatenate([batches.draw(rows, BATCH, seed, step)[:, 0] for step in range(20)]) for seed in range(6)]
+    assert len({tuple(epoch) for seed in drawn for epoch in seed.reshape(3, 20)}) == 18
 
 
-def test_a_batch_hangs_on_seed_and_step_alone(rows):
-    first, second = batches.Order(rows, BATCH, seed=7), batches.Order(rows, BATCH, seed=7)
-    np.testing.assert_array_equal(first[11], [*map(second.__getitem__, (3, 11))][1])
-    assert (batches.Order(rows, BATCH, seed=8)[11] != first[11]).any()
-
-
-def test_reading_ahead_gives_the_same_batches_from_any_start(rows):
-    members = [batches.Order(rows, BATCH, seed) for seed in (1, 2)]
+def test_reading_ahead_gives_the_same_batches_from_any_start(rows: batches.Windows) -> None:
     for start in (0, 5):
-        for step, made in zip(range(start, 9), batches.ensemble([*members, members[0]], start, 9), strict=True):
-            batch, digests = made
+        read = batches.ensemble(rows, BATCH, [1, 2, 1], start, 9)
+        for step, (batch, digests) in zip(range(start, 9), read, strict=True):
             assert digests[0] == digests[2] == hashlib.sha256(batch[0].astype("<i4").tobytes()).digest() != digests[1]
             assert batch.shape == (3, BATCH, LENGTH + 1) and batch.dtype == np.int32
-            np.testing.assert_array_equal(batch[0], members[0][step])
-            np.testing.assert_array_equal(batch[1], members[1][step])
-            np.testing.assert_array_equal(batch[2], batch[0])
+            for member, seed in enumerate([1, 2, 1]):
+                np.testing.assert_array_equal(batch[member], batches.draw(rows, BATCH, seed, step))
 
 
-def test_the_chain_is_of_all_batches_in_order_and_goes_on_from_anywhere(rows):
-    made = list(batches.ensemble([batches.Order(rows, BATCH, seed) for seed in (1, 2)], 0, 4))
-    follow = lambda some, chain=("", ""): functools.reduce(batches.chain, some, chain)  # noqa: E731
-    whole = follow(made)
-    assert whole == follow(made[2:], follow(made[:2])), "in two parts"
-    assert whole != follow([made[1], made[0], *made[2:]]), "in another order"
-    assert len(set(whole)) == 2 and all(len(each) == 64 for each in whole)
+def test_the_chain_covers_all_batches_in_order_and_continues_from_anywhere(rows: batches.Windows) -> None:
+    read = list(batches.ensemble(rows, BATCH, [1, 2], 0, 4))
+
+    def follow(some: Sequence[batches.Batch], chain: Sequence[str] = ("", "")) -> list[str]:
+        return functools.reduce(batches.chain, some, list(chain))
+
+    whole = follow(read)
+    assert whole == follow(read[2:], follow(read[:2])), "in two parts"
+    assert whole != follow([read[1], read[0], *read[2:]]), "in another order"
+    assert len(set(whole)) == 2 and all(len(link) == 64 for link in whole)
 
 
-def test_the_order_is_the_one_that_archived_results_were_made_with(rows):
-    """A new Grain that shuffles otherwise would silently train every archived seed on other data. None of them saw a
-    second epoch."""
-    made = batches.Order(rows, BATCH, seed=0)
-    digest = hashlib.sha256(np.concatenate([made[step] for step in range(6)]).tobytes()).hexdigest()
-    assert digest[:16] == "0b8111bb395d3a5c"
+def test_the_order_is_that_of_the_archived_results(rows: batches.Windows) -> None:
+    """A new Grain that shuffled differently would silently train every archived seed on other data. No archived run saw
+    a second epoch."""
+    drawn = np.concatenate([batches.draw(rows, BATCH, 0, step) for step in range(6)])
+    assert hashlib.sha256(drawn.tobytes()).hexdigest()[:16] == "0b8111bb395d3a5c"
 
 
-def test_validation_rows_are_fixed_and_spread_over_the_whole_text(rows):
+def test_validation_rows_are_fixed_and_spread_over_the_whole_text(rows: batches.Windows) -> None:
     chosen = batches.spread(rows, 5)
     np.testing.assert_array_equal(chosen, batches.spread(rows, 5))
-    assert chosen[0, 0] == 0 and chosen[-1, 0] == 19 * LENGTH
+    assert chosen[0] == 0 and chosen[-1] == 19
 
 
-def test_data_serves_both_ways_the_same(text, cache):
-    made = data.make(f"text:{text}", "bytes", 16, 4, 8, cache, "", "")
-    ahead = list(made.batches([3, 4], 2, 5))
-    np.testing.assert_array_equal(ahead[1].rows[1], made.batch_of(4, 3))
+@pytest.mark.parametrize("sizes", [[1] * 40, [81], [3, 1, 30, 1, 1, 2, 20, 7, 9], [4] * 20])
+def test_the_document_of_each_target(sizes: list[int]) -> None:
+    """Documents of these sizes, each ended by separator 0; the definition, written out."""
+    text = np.concatenate([np.append(np.ones(size, np.uint16), np.uint16(0)) for size in sizes])
+    document = np.repeat(np.arange(len(sizes)), np.array(sizes) + 1)
+    windows = batches.Windows(text, LENGTH)
+    for numbers in (np.arange(len(windows)), np.array([0, 1, 5, len(windows) - 1]), np.array([2])):
+        targets = np.stack([document[row * LENGTH + 1 : row * LENGTH + 1 + LENGTH] for row in numbers.tolist()])
+        found = windows.documents(numbers, separator=0)
+        assert found.dtype == np.int32 and found[0, 0] == 0
+        _, expected = np.unique(targets, return_inverse=True)
+        np.testing.assert_array_equal(found, expected.reshape(targets.shape))
+
+
+def test_validation_documents_of_a_text(make: Callable[..., data.Data], text: Path, tmp_path: Path) -> None:
+    one = make(f"text:{text}", validation_rows=8)
+    assert one.validation_documents.shape == (8, 16) and not one.validation_documents.any()
+    for i in range(300):
+        (tmp_path / f"{i}.txt").write_text(f"{i} squared is {i * i}.")
+    many = make(f"text:{tmp_path}", validation_rows=8)
+    targets, found = many.validation[:, 1:], many.validation_documents
+    later = np.arange(1, found.size)
+    assert (np.diff(found.ravel()) >= 0).all() and found.max() > 8
+    assert set(found.ravel().tolist()) == set(range(found.max() + 1))
+    within = later[later % 16 != 0]  # not the first target of a row
+    np.testing.assert_array_equal(np.diff(found.ravel())[within - 1], (targets.ravel() == 256)[within - 1])
+
+
+def test_data_serves_batches_and_facts(make: Callable[..., data.Data], text: Path) -> None:
+    made = make(f"text:{text}", batch=4, validation_rows=8)
+    for step, batch in zip(range(2, 5), made.batches([3, 4], 2, 5), strict=True):
+        np.testing.assert_array_equal(batch.rows[1], batches.draw(made.train, 4, 4, step))
     assert made.vocabulary == 257 and made.validation.shape == (8, 17)
     assert 0.99 < made.bytes_per_token < 1

@@ -6,97 +6,102 @@ import shutil
 import sys
 import tracemalloc
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from rope_lm import data
-from rope_lm.data import corpora
+from rope_lm.data import stdlib
+from rope_lm.data.corpora import open_source
+from rope_lm.data.documents import SPLITS, Corpus, Request, divide, in_memory
 from rope_lm.refusal import Refusal
+from tests.data.conftest import Make
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"  # text that is no part of the project
 SHAKESPEARE, REVIEWS = SHARED / "tiny_shakespeare.txt", SHARED / "movie_reviews.zip"
 
 
-def make(name: str, cache: str, **changes: object) -> data.Data:
-    section = {"tokenizer": "bytes", "length": 16, "batch": 2, "validation_rows": 2, "split": "", "field": ""} | changes
-    return data.make(name=name, cache=cache, **section)
+def open_corpus(name: str, cache: Path | str, field: str = "", split: str = "") -> Corpus:
+    corpus = open_source(Request(name, 16, split, field, Path(cache)))
+    assert isinstance(corpus, Corpus)
+    return corpus
 
 
-def everything(made_of: corpora.Corpus) -> dict[str, list[bytes]]:
-    return {split: [b"".join(document) for document in made_of.documents(split)] for split in corpora.SPLITS}
+def everything(corpus: Corpus) -> dict[str, list[bytes]]:
+    return {split: [b"".join(document) for document in corpus.documents(split)] for split in SPLITS}
 
 
-def test_stdlib_is_the_running_pythons_own_library(cache):
-    made = make("stdlib", cache)
+def test_stdlib_is_the_running_pythons_own_library(make: Make) -> None:
+    made = make("stdlib")
     assert 300 < sum(made.documents.values()) < 2000
     assert 5e6 < sum(made.tokens.values()) < 3e7
-    names = [source.name for source in corpora.stdlib_sources()]
+    names = [source.name for source in stdlib.files()]
     assert "argparse.py" in names and "json/decoder.py" in names
     assert not any(part in ("test", "tests", "site-packages") for name in names for part in name.split("/"))
-    shares = [made.documents[split] / sum(made.documents.values()) for split in corpora.SPLITS]
+    shares = [made.documents[split] / sum(made.documents.values()) for split in SPLITS]
     assert shares[0] == pytest.approx(0.9, abs=0.04) and shares[1] == pytest.approx(0.05, abs=0.03)
 
 
-def test_stdlib_through_tfds_is_the_files_themselves(cache):
-    kept = everything(corpora.open_corpus("stdlib", "", "", Path(cache)))
-    files = {b"".join(source.read(0, source.size)) for source in corpora.stdlib_sources()}
+def test_stdlib_through_tfds_is_the_files_themselves(cache: str) -> None:
+    kept = everything(open_corpus("stdlib", cache))
+    files = {b"".join(source.read(0, source.size)) for source in stdlib.files()}
     assert {text for texts in kept.values() for text in texts} == files
     assert not set(kept["train"]) & (set(kept["validation"]) - {b""})
 
 
-def test_the_second_time_is_quick_and_imports_no_tfds(cache):
-    make("stdlib", cache)
+def test_the_second_time_is_quick_and_imports_no_tfds(make: Make) -> None:
+    make("stdlib")
     kept = {name: sys.modules.pop(name) for name in list(sys.modules) if name.startswith("tensorflow_datasets")}
     try:
-        make("stdlib", cache)
+        make("stdlib")
         assert "tensorflow_datasets" not in sys.modules
     finally:
         sys.modules.update(kept)
 
 
-def test_a_folder_is_divided_by_document_and_a_file_by_position(tmp_path, cache):
+def test_a_folder_is_divided_by_document_and_a_file_by_position(tmp_path: Path, cache: str) -> None:
     for i in range(200):
         (tmp_path / "many" / str(i % 3)).mkdir(parents=True, exist_ok=True)
         (tmp_path / "many" / str(i % 3) / f"{i}.md").write_text(f"document {i}\n" * 5)
     (tmp_path / "many" / "left-out.bin").write_bytes(b"\0\1")
-    kept = everything(corpora.open_corpus(f"text:{tmp_path / 'many'}", "", "", Path(cache)))
-    assert [len(kept[split]) for split in corpora.SPLITS] == [180, 10, 10] or sum(map(len, kept.values())) == 200
+    kept = everything(open_corpus(f"text:{tmp_path / 'many'}", cache))
+    assert [len(kept[split]) for split in SPLITS] == [180, 10, 10] or sum(map(len, kept.values())) == 200
     assert all(text.count(b"document") == 5 for texts in kept.values() for text in texts)
     one = tmp_path / "one.txt"
     one.write_text("".join(f"line {i}\n" for i in range(1000)))
-    kept = everything(corpora.open_corpus(f"text:{one}", "", "", Path(cache)))
+    kept = everything(open_corpus(f"text:{one}", cache))
     assert b"".join(kept["train"] + kept["validation"] + kept["test"]) == one.read_bytes()
     assert all(text.endswith(b"\n") and text.startswith(b"line") for texts in kept.values() for text in texts)
 
 
-def test_a_zip_holds_what_its_folder_does(tmp_path, cache):
+def test_a_zip_holds_what_its_folder_does(tmp_path: Path, cache: str) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for i in range(100):
             (tmp_path / "a").mkdir(exist_ok=True)
             (tmp_path / "a" / f"{i}.txt").write_text(f"text {i} " * 50)
             archive.write(tmp_path / "a" / f"{i}.txt", f"{i}.txt")
-    folder, packed = (corpora.open_corpus(f"text:{tmp_path / each}", "", "", Path(cache)) for each in ("a", "a.zip"))
+    folder, packed = (open_corpus(f"text:{tmp_path / each}", cache) for each in ("a", "a.zip"))
     assert folder.fingerprint == packed.fingerprint
     assert everything(folder) == everything(packed)
 
 
-def test_a_change_of_one_byte_is_another_fingerprint(tmp_path, cache):
+def test_a_change_of_one_byte_is_another_fingerprint(make: Make, tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("abc\n" * 500)
-    before = make(f"text:{path}", cache).fingerprint
+    before = make(f"text:{path}").fingerprint
     path.write_text("abc\n" * 499 + "abd\n")
-    after = make(f"text:{path}", cache).fingerprint
+    after = make(f"text:{path}").fingerprint
     assert before["text"] != after["text"] and before["tokens"] != after["tokens"]
 
 
-def test_one_huge_line_is_read_in_pieces(tmp_path, cache):
+def test_one_huge_line_is_read_in_pieces(make: Make, tmp_path: Path) -> None:
     path = tmp_path / "line.txt"
     with open(path, "wb") as file:
         for _ in range(60):
             file.write(b"x" * 2**20)
     tracemalloc.start()
-    made = make(f"text:{path}", cache)
+    made = make(f"text:{path}")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert sum(made.tokens.values()) == 60 * 2**20 + 3
@@ -116,19 +121,23 @@ def test_one_huge_line_is_read_in_pieces(tmp_path, cache):
         ("tfds:tiny_shakespere", {}, "unknown tfds dataset 'tiny_shakespere': did you mean tiny_shakespeare"),
     ],
 )
-def test_a_mistake_in_the_data_section_is_one_line(cache, name, changes, words):
+def test_a_mistake_in_the_data_section_is_one_line(
+    make: Make, name: str, changes: dict[str, object], words: str
+) -> None:
     with pytest.raises(Refusal, match=words):
-        make(name, **{"cache": cache} | changes)
+        make(name, **changes)
 
 
-def test_a_dataset_that_cannot_be_fetched_is_refused_at_once(tmp_path, cache, monkeypatch):
+def test_a_dataset_that_cannot_be_fetched_is_refused_at_once(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """TFDS would try for minutes. No host can be reached here because none is resolved."""
     import socket
 
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path))
 
-    def unreachable(*_: object, **__: object):
+    def unreachable(*_: object) -> None:
         raise OSError("unreachable")
 
     monkeypatch.setattr(socket, "create_connection", unreachable)
@@ -136,10 +145,12 @@ def test_a_dataset_that_cannot_be_fetched_is_refused_at_once(tmp_path, cache, mo
         Refusal,
         match=r"cannot be reached: fetch https://.*/input.txt elsewhere, put it at .*downloads/.*or give data=text",
     ):
-        make("tfds:tiny_shakespeare", cache)
+        make("tfds:tiny_shakespeare")
 
 
-def test_a_dataset_that_is_gone_or_another_is_refused(tmp_path, cache, monkeypatch, served):
+def test_a_dataset_that_is_gone_or_another_is_refused(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, served: tuple[Path, str]
+) -> None:
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download.checksums import UrlInfo
 
@@ -149,30 +160,30 @@ def test_a_dataset_that_is_gone_or_another_is_refused(tmp_path, cache, monkeypat
         VERSION = tfds.core.Version("1.0.0")
 
         @property
-        def url_infos(self):
+        def url_infos(self) -> dict[str, UrlInfo]:
             return {f"{host}/a.txt": UrlInfo(1, hashlib.sha256(b"a").hexdigest(), "a.txt")}
 
-        def _info(self):
+        def _info(self) -> tfds.core.DatasetInfo:
             return tfds.core.DatasetInfo(
                 builder=self, features=tfds.features.FeaturesDict({"text": tfds.features.Text()})
             )
 
-        def _split_generators(self, dl_manager):
+        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
             return {"train": self._generate_examples(dl_manager.download(f"{host}/a.txt"))}
 
-        def _generate_examples(self, path):
+        def _generate_examples(self, path: str) -> Iterator[tuple[int, dict[str, Any]]]:
             yield 0, {"text": Path(path).read_bytes()}
 
     monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path))
     with pytest.raises(Refusal, match=r"tfds:fetched could not be fetched \(.*404.*\): prepare it elsewhere"):
-        make("tfds:fetched", cache)
+        make("tfds:fetched")
     (folder / "a.txt").write_bytes(b"b")
     with pytest.raises(Refusal, match=r"tfds:fetched was fetched with another checksum \(.*a.txt.*\): prepare"):
-        make("tfds:fetched", cache)
+        make("tfds:fetched")
 
 
 @pytest.mark.skipif(not SHAKESPEARE.exists(), reason="the source text of tiny_shakespeare is not here")
-def test_tiny_shakespeare_through_its_real_builder(tmp_path, cache, monkeypatch):
+def test_tiny_shakespeare_through_its_real_builder(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tensorflow_datasets.core.download import resource
 
     monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path))
@@ -181,47 +192,49 @@ def test_tiny_shakespeare_through_its_real_builder(tmp_path, cache, monkeypatch)
     (tmp_path / "downloads").mkdir()
     shutil.copy(SHAKESPEARE, tmp_path / "downloads" / name)
     (tmp_path / "downloads" / f"{name}.INFO").write_text(json.dumps({"original_fname": "input.txt", "urls": [url]}))
-    made = make("tfds:tiny_shakespeare", cache, validation_rows=4)
+    made = make("tfds:tiny_shakespeare", validation_rows=4)
     assert sum(made.tokens.values()) == SHAKESPEARE.stat().st_size + 3
     assert made.documents == {"train": 1, "validation": 1, "test": 1}
     for changes, words in [({"split": "trian"}, "unknown data.split"), ({"field": "txt"}, "unknown data.field")]:
         with pytest.raises(Refusal, match=words):
-            make("tfds:tiny_shakespeare", cache, **changes)
-    half = make("tfds:tiny_shakespeare", cache, split="train[:100%]")
+            make("tfds:tiny_shakespeare", **changes)
+    half = make("tfds:tiny_shakespeare", split="train[:100%]")
     assert half.tokens["train"] < made.tokens["train"]
 
 
-def test_a_large_tfds_dataset_is_divided_without_holding_it(tmp_path, cache, monkeypatch, capfd):
+def test_a_large_tfds_dataset_is_divided_without_holding_it(
+    make: Make, tmp_path: Path, cache: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """lm1b and c4 have no three splits, and more text than memory."""
     import tensorflow_datasets as tfds
 
     class OnlyTrain(tfds.core.GeneratorBasedBuilder):
         VERSION = tfds.core.Version("1.0.0")
 
-        def _info(self):
+        def _info(self) -> tfds.core.DatasetInfo:
             features = tfds.features.FeaturesDict({"text": tfds.features.Text(), "url": tfds.features.Text()})
             return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
 
-        def _split_generators(self, dl_manager):
+        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
             return {"train": self._generate_examples()}
 
-        def _generate_examples(self):
+        def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
             yield from ((i, {"text": _long(i), "url": f"{i}"}) for i in range(400))
 
     monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path))
     with pytest.raises(Refusal, match=r"has the text fields text, url: set --config.data.field"):
-        make("tfds:only_train", cache)
+        make("tfds:only_train")
     assert capfd.readouterr().out == "", "a script's results alone"
-    corpus = corpora.open_corpus("tfds:only_train", "", "text", Path(cache))
+    corpus = open_corpus("tfds:only_train", cache, "text")
     tracemalloc.start()
-    kept = {split: [next(iter(document))[:9] for document in corpus.documents(split)] for split in corpora.SPLITS}
+    kept = {split: [next(iter(document))[:9] for document in corpus.documents(split)] for split in SPLITS}
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 10 * 2**20, f"{peak / 2**20:.0f} MiB of 38 at once"
-    sources = [corpora._memory(f"{i:09d}", _long(i)) for i in range(400)]
+    sources = [in_memory(f"{i:09d}", _long(i)) for i in range(400)]
     for split, documents in kept.items():
-        assert documents == [next(iter(document))[:9] for _, document in corpora.divide(sources, split)]
-    few = everything(corpora.open_corpus("tfds:only_train", "train[:2]", "text", Path(cache)))
+        assert documents == [next(iter(document))[:9] for _, document in divide(sources, split)]
+    few = everything(open_corpus("tfds:only_train", cache, "text", "train[:2]"))
     assert b"".join(few["train"] + few["validation"] + few["test"]).count(b"x") == 200_000 - 18
 
 
@@ -230,9 +243,9 @@ def _long(i: int) -> bytes:
 
 
 @pytest.mark.skipif(not REVIEWS.exists(), reason="the zip of film reviews is not here")
-def test_a_zip_of_two_thousand_documents(cache):
-    made = make(f"text:{REVIEWS}", cache)
+def test_a_zip_of_two_thousand_documents(make: Make) -> None:
+    made = make(f"text:{REVIEWS}")
     assert sum(made.documents.values()) == 2000 and min(made.documents.values()) > 80
     assert sum(made.tokens.values()) == pytest.approx(7.8e6, rel=0.01)
-    fewer = make(f"text:{REVIEWS}", cache, tokenizer="bpe:2000")
+    fewer = make(f"text:{REVIEWS}", tokenizer="bpe:2000")
     assert fewer.documents == made.documents and 3 < fewer.bytes_per_token < 5

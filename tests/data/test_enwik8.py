@@ -7,56 +7,64 @@ from pathlib import Path
 
 import pytest
 
-from rope_lm import data
-from rope_lm.data import corpora, tokens
+from rope_lm.data import enwik8, tokens
+from rope_lm.data.datasets import Archive
+from rope_lm.data.documents import SPLITS, Corpus, Request, bounds
 from rope_lm.data.tokenizer import Bytes
 from rope_lm.refusal import Refusal
+from tests.data.conftest import Make
 
 # More than a piece, letters of several bytes, no line of which ends where the text is cut.
 TEXT = "".join(f'<page id="{i}">[[東京]] is the {i}th &amp; ' for i in range(200_000)).encode()[:6_000_000]
 NOBODY = "http://127.0.0.1:9/enwik8.zip"  # no one listens at the discard port
 
 
-def packed(path: Path, url: str, text: bytes = TEXT) -> corpora.Archive:
+def packed(path: Path, url: str, text: bytes = TEXT) -> Archive:
     """A zip at `path`, and what the code has to know of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(zipfile.ZipInfo("enwik8"), text, zipfile.ZIP_DEFLATED)  # of no date: the same bytes each time
-    return corpora.Archive(url, path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
+    return Archive(url, path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
-def everything(corpus: corpora.Corpus) -> list[bytes]:
-    documents = [[b"".join(document) for document in corpus.documents(split)] for split in corpora.SPLITS]
+def opened(archive: Archive, cache: Path) -> Corpus:
+    return enwik8.corpus(Request("enwik8", 16, "", "", cache), archive)
+
+
+def everything(corpus: Corpus) -> list[bytes]:
+    documents = [[b"".join(document) for document in corpus.documents(split)] for split in SPLITS]
     assert [len(each) for each in documents] == [1, 1, 1], "a document for each split"
     return [each for (each,) in documents]
 
 
-def test_the_official_zip_is_pinned_and_divided_into_90_5_and_5_million_bytes():
-    assert corpora.ENWIK8.url == "http://mattmahoney.net/dc/enwik8.zip"
-    assert len(corpora.ENWIK8.sha256) == 64 and corpora.ENWIK8.size == 36_445_475
-    found = [corpora.bounds(100_000_000, split) for split in corpora.SPLITS]
+def test_the_official_zip_is_pinned_and_divided_into_90_5_and_5_million_bytes() -> None:
+    assert enwik8.ENWIK8.url == "http://mattmahoney.net/dc/enwik8.zip"
+    assert len(enwik8.ENWIK8.sha256) == 64 and enwik8.ENWIK8.size == 36_445_475
+    found = [bounds(100_000_000, split) for split in SPLITS]
     assert found == [(0, 90_000_000), (90_000_000, 95_000_000), (95_000_000, 100_000_000)]
 
 
-def test_a_zip_that_was_put_into_manual_dir(tmp_path):
+def test_a_zip_that_was_put_into_manual_dir(tmp_path: Path) -> None:
     archive = packed(tmp_path / "tfds/downloads/manual/enwik8.zip", NOBODY)
-    train, validation, test = everything(corpora.enwik8(archive, tmp_path))
+    train, validation, test = everything(opened(archive, tmp_path))
     assert train == TEXT[:5_400_000] and validation == TEXT[5_400_000:5_700_000] and test == TEXT[5_700_000:]
-    made = tokens.prepare(corpora.enwik8(archive, tmp_path), Bytes(), tmp_path)
+    made = tokens.prepare(opened(archive, tmp_path), Bytes(), tmp_path)
     assert made.bytes == {"train": 5_400_000, "validation": 300_000, "test": 300_000}
     assert made.documents == {"train": 1, "validation": 1, "test": 1}
 
 
-def test_a_zip_that_is_fetched_once(tmp_path, served, capfd):
+def test_a_zip_that_is_fetched_once(
+    tmp_path: Path, served: tuple[Path, str], capfd: pytest.CaptureFixture[str]
+) -> None:
     folder, url = served
     archive = packed(folder / "enwik8.zip", f"{url}/enwik8.zip")
-    assert b"".join(everything(corpora.enwik8(archive, tmp_path))) == TEXT
+    assert b"".join(everything(opened(archive, tmp_path))) == TEXT
     assert capfd.readouterr().err.count("fetching http://127.0.0.1") == 1
     (folder / "enwik8.zip").unlink()
-    assert b"".join(everything(corpora.enwik8(archive, tmp_path))) == TEXT
+    assert b"".join(everything(opened(archive, tmp_path))) == TEXT
 
 
-def test_where_there_is_no_network_a_second_is_enough_to_say_so(tmp_path):
+def test_where_there_is_no_network_a_second_is_enough_to_say_so(tmp_path: Path) -> None:
     archive = packed(tmp_path / "elsewhere.zip", NOBODY)
     refusal(archive, tmp_path, "cannot be reached")  # the first time TFDS is imported
     began = time.monotonic()
@@ -64,10 +72,10 @@ def test_where_there_is_no_network_a_second_is_enough_to_say_so(tmp_path):
     assert time.monotonic() - began < 10, "a second, on a machine that does nothing else; TFDS alone tries for minutes"
     where = said.split("put it at ")[1].split(",")[0]
     packed(Path(where), NOBODY)
-    assert b"".join(everything(corpora.enwik8(archive, tmp_path))) == TEXT, "what it said is enough"
+    assert b"".join(everything(opened(archive, tmp_path))) == TEXT, "what it said is enough"
 
 
-def test_another_zip_is_refused_wherever_it_comes_from(tmp_path, served):
+def test_another_zip_is_refused_wherever_it_comes_from(tmp_path: Path, served: tuple[Path, str]) -> None:
     folder, url = served
     archive = packed(folder / "enwik8.zip", f"{url}/enwik8.zip")
     packed(folder / "enwik8.zip", f"{url}/enwik8.zip", TEXT[:-1] + b"!")
@@ -79,15 +87,15 @@ def test_another_zip_is_refused_wherever_it_comes_from(tmp_path, served):
     assert not list(tmp_path.glob("*/tfds/enwik8/*/1.0.0")), "nothing was prepared"
 
 
-def refusal(archive: corpora.Archive, cache: Path, words: str) -> str:
+def refusal(archive: Archive, cache: Path, words: str) -> str:
     with pytest.raises(Refusal, match=words) as refused:
-        next(corpora.enwik8(archive, cache).documents("train"))
+        next(opened(archive, cache).documents("train"))
     assert "\n" not in str(refused.value)
     return str(refused.value)
 
 
-def test_the_name_in_a_config(tmp_path):
+def test_the_name_in_a_config(make: Make, tmp_path: Path) -> None:
     """data=enwik8 is the official zip: another one in its place is refused."""
     packed(tmp_path / "tfds/downloads/manual/enwik8.zip", NOBODY)
     with pytest.raises(Refusal, match=r"is not the official zip, whose sha256 is 547994d9980ebed1"):
-        data.make("enwik8", "bytes", 16, 2, 2, str(tmp_path), "", "")
+        make("enwik8", cache=str(tmp_path))

@@ -2,16 +2,19 @@
 but their number."""
 
 import hashlib
+import itertools
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rope_lm import data
+from rope_lm.data import batches
 from rope_lm.data.probes import PROBES, Probe
 from rope_lm.refusal import Refusal
+from tests.data.conftest import Make
 
 LENGTHS = st.integers(32, 300)
 ROWS = st.integers(0, 2**14 - 1)
@@ -28,7 +31,7 @@ def marked(probe: Probe, row: int) -> list[int]:
 
 @pytest.mark.parametrize("name", PROBES)
 @given(length=LENGTHS, row=ROWS, split=st.sampled_from(["train", "validation", "test"]))
-def test_an_answer_stands_where_it_is_said_to_stand(name, length, row, split):
+def test_an_answer_stands_where_it_is_said_to_stand(name: str, length: int, row: int, split: str) -> None:
     probe = Probe(name, length, split)
     tokens, (mask, distance) = probe[np.array([row])][0], probe.answers(row)
     assert tokens.shape == (length + 1,) and tokens.dtype == np.int32 and tokens.max() < 128
@@ -40,7 +43,7 @@ def test_an_answer_stands_where_it_is_said_to_stand(name, length, row, split):
 
 @given(length=LENGTHS, row=ROWS)
 @pytest.mark.parametrize("name", ["copy", "reverse"])
-def test_a_string_and_then_the_string_again(name, length, row):
+def test_a_string_and_then_the_string_again(name: str, length: int, row: int) -> None:
     probe = Probe(name, length, "train")
     said = text(probe, row)
     answers, end = [], 0
@@ -54,7 +57,7 @@ def test_a_string_and_then_the_string_again(name, length, row):
 
 
 @given(length=LENGTHS, row=ROWS)
-def test_what_followed_a_capital_follows_it_again(length, row):
+def test_what_followed_a_capital_follows_it_again(length: int, row: int) -> None:
     probe = Probe("induction", length, "train")
     said, answers, last = text(probe, row), [], {}
     for at in range(0, len(said) - 1, 2):
@@ -68,7 +71,7 @@ def test_what_followed_a_capital_follows_it_again(length, row):
 
 
 @given(length=LENGTHS, row=ROWS)
-def test_a_key_is_asked_for_at_the_end(length, row):
+def test_a_key_is_asked_for_at_the_end(length: int, row: int) -> None:
     probe = Probe("passkey", length, "train")
     said = text(probe, row)
     before, key, again = re.fullmatch(r"([a-z. ]*)<(\d{8})>[a-z. ]*\?(\d{8})", said).groups()
@@ -77,7 +80,7 @@ def test_a_key_is_asked_for_at_the_end(length, row):
 
 
 @pytest.mark.parametrize("name", PROBES)
-def test_distances_cover_the_row(name):
+def test_distances_cover_the_row(name: str) -> None:
     """Else there is no accuracy by distance."""
     probe = Probe(name, 128, "train")
     answers = [probe.answers(row) for row in range(400)]
@@ -88,7 +91,7 @@ def test_distances_cover_the_row(name):
 
 
 @pytest.mark.parametrize("name", PROBES)
-def test_rows_are_of_their_number_and_no_two_splits_share_one(name):
+def test_rows_are_of_their_number_and_no_two_splits_share_one(name: str) -> None:
     splits = {
         split: [text(Probe(name, 64, split), row) for row in range(500)] for split in ("train", "validation", "test")
     }
@@ -106,39 +109,39 @@ def test_rows_are_of_their_number_and_no_two_splits_share_one(name):
         ("passkey", "616c36588de6b63e"),
     ],
 )
-def test_rows_are_the_ones_that_archived_results_were_made_with(name, digest):
+def test_rows_are_the_ones_that_archived_results_were_made_with(name: str, digest: str) -> None:
     rows = Probe(name, 128, "train")[np.array([0, 1, 2**24 - 1])]
     assert hashlib.sha256(rows.astype("<i4").tobytes()).hexdigest()[:16] == digest
 
 
-def make(name: str, cache: str, **changes: object) -> data.Data:
-    section = {"tokenizer": "bytes", "length": 64, "batch": 4, "validation_rows": 8, "split": "", "field": ""} | changes
-    return data.make(name=name, cache=cache, **section)
-
-
-def test_through_the_same_path_as_text(tmp_path):
-    made = make("probe:copy", str(tmp_path))
+def test_through_the_same_path_as_text(make: Make, tmp_path: Path) -> None:
+    made = make("probe:copy", cache=str(tmp_path), length=64, batch=4, validation_rows=8)
     assert made.vocabulary == 257 and made.bytes_per_token == 1
-    assert made.validation.shape == (8, 65) and made.batch_of(0, 5).shape == (4, 65)
+    assert made.validation.shape == (8, 65) and made.train[np.arange(4)].shape == (4, 65)
     valid, order = Probe("copy", 64, "validation"), [0, *range(1, 7), 7]
     assert all(
         (made.validation[i] == valid[np.array([round(each * (len(valid) - 1) / 7)])][0]).all()
         for i, each in enumerate(order)
     )
-    assert {bytes(row.astype(np.uint8)).count(b"|") > 0 for row in made.batch_of(1, 0)} == {True}
-    ahead = next(made.batches([3], 2, 3))
-    np.testing.assert_array_equal(ahead.rows[0], made.batch_of(3, 2))
+    np.testing.assert_array_equal(made.validation_documents, np.arange(8)[:, None].repeat(64, 1))
+    read = next(made.batches([3], 2, 3)).rows[0]
+    np.testing.assert_array_equal(read, batches.draw(made.train, 4, 3, 2))
+    assert all(bytes(row.astype(np.uint8)).count(b"|") > 0 for row in read)
     assert not list(tmp_path.iterdir()), "nothing is kept on disk"
-    prints = [make(name, str(tmp_path), length=length).fingerprint["text"] for name in ("probe:copy", "probe:reverse")
-              for length in (64, 65)]  # fmt: skip
+    probes = itertools.product(("probe:copy", "probe:reverse"), (64, 65))
+    prints = [make(name, length=length).fingerprint["text"] for name, length in probes]
     assert len(set(prints)) == 4 and prints[0] == made.fingerprint["text"]
 
 
 @pytest.mark.parametrize(
     "name, changes, words",
     [
-        ("probe:indction", {}, "unknown probe 'indction': did you mean induction"),
-        ("probe:", {}, "unknown probe ''.*allowed: copy, induction, passkey, reverse"),
+        (
+            "probe:indction",
+            {},
+            "unknown probe 'indction': did you mean induction.*allowed: copy, induction, passkey, reverse",
+        ),
+        ("probe:", {}, "unknown data 'probe:': did you mean probe:NAME"),
         ("probe", {}, r"unknown data 'probe': did you mean .*probe:NAME"),
         ("probe:copy", {"length": 15}, "data.length=15: probe:copy needs rows of at least 16 tokens"),
         ("probe:passkey", {"length": 31}, "data.length=31: probe:passkey needs rows of at least 32 tokens"),
@@ -147,7 +150,7 @@ def test_through_the_same_path_as_text(tmp_path):
         ("probe:copy", {"validation_rows": 2**15}, "has 16384 rows of 64 tokens, data.validation_rows asks for 32768"),
     ],
 )
-def test_a_mistake_is_one_line(tmp_path, name, changes, words):
+def test_a_mistake_is_one_line(make: Make, name: str, changes: dict[str, object], words: str) -> None:
     with pytest.raises(Refusal, match=words) as refused:
-        make(name, str(tmp_path), **changes)
+        make(name, **{"length": 64} | changes)
     assert "\n" not in str(refused.value)

@@ -16,11 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import lm
-from rope_lm import data, loop, trained
-from rope_lm.data import corpora, tokenizer
+from rope_lm import loop, trained
+from rope_lm.data import files, tokenizer
+from rope_lm.data.documents import Request
 from rope_lm.provenance import provenance
 from rope_lm.refusal import Refusal
 from scripts import entry
+from tests.data.conftest import Make
 
 ROOT = Path(__file__).parents[2]
 PROSE = "".join(source.read_text() for source in sorted((ROOT / "rope_lm").glob("*.py")))
@@ -53,7 +55,7 @@ NAMES = ("bytes", "bpe", "unigram", "pairs")
 
 @pytest.mark.parametrize("name", NAMES)
 @given(content=BYTES)
-def test_any_bytes_are_tokens_and_come_back(coders, name, content):
+def test_any_bytes_are_tokens_and_come_back(coders: dict[str, tokenizer.Tokenizer], name: str, content: bytes) -> None:
     coder = coders[name]
     encoded = coder.encode(content)
     assert encoded.dtype == np.uint16 and encoded.ndim == 1 and (encoded < coder.separator).all()
@@ -63,14 +65,14 @@ def test_any_bytes_are_tokens_and_come_back(coders, name, content):
 
 
 @pytest.mark.parametrize("name", NAMES[1:])
-def test_text_like_that_of_the_training_is_shorter_in_tokens(coders, name):
+def test_text_like_that_of_the_training_is_shorter_in_tokens(coders: dict[str, tokenizer.Tokenizer], name: str) -> None:
     assert len(coders[name].encode(PROSE.encode())) < 0.7 * len(PROSE)
     assert isinstance(coders[name], tokenizer.Tokenizer)
 
 
 @pytest.mark.parametrize("name", NAMES)
 @given(seed=st.integers(0, 10**6))
-def test_where_blocks_are_cut_no_token_is(coders, name, seed):
+def test_where_blocks_are_cut_no_token_is(coders: dict[str, tokenizer.Tokenizer], name: str, seed: int) -> None:
     """The law that `blocks` counts on, at every place where it may cut."""
     words = random.Random(seed).choices(
         [*ODD.split(" "), "a", "", "\n", "x\n\n", "def f(self):\n    return 1", "é"], k=12
@@ -83,7 +85,7 @@ def test_where_blocks_are_cut_no_token_is(coders, name, seed):
             np.testing.assert_array_equal(np.concatenate(apart), whole)
 
 
-def test_the_pieces_of_a_document_change_no_token(coders):
+def test_the_pieces_of_a_document_change_no_token(coders: dict[str, tokenizer.Tokenizer]) -> None:
     text = (PROSE.encode() * (3 * tokenizer.BLOCK // len(PROSE) + 1))[: 3 * tokenizer.BLOCK]
     draw = random.Random(0)
     cuts = [0, *sorted(draw.choices(range(len(text)), k=40)), len(text)]
@@ -96,7 +98,7 @@ def test_the_pieces_of_a_document_change_no_token(coders):
 
 
 @pytest.mark.parametrize("unit", [b"x", "é".encode(), "東京".encode(), b"\xff", b"\x80"])
-def test_text_without_a_space_is_cut_between_letters(unit):
+def test_text_without_a_space_is_cut_between_letters(unit: bytes) -> None:
     text = b"." + unit * (2 * tokenizer.BLOCK // len(unit))
     blocks = list(tokenizer.blocks(text[at : at + 777_777] for at in range(0, len(text), 777_777)))
     assert b"".join(blocks) == text and max(map(len, blocks)) <= tokenizer.BLOCK
@@ -104,7 +106,9 @@ def test_text_without_a_space_is_cut_between_letters(unit):
         assert all(block.decode() for block in blocks)
 
 
-def test_training_is_the_same_each_time_and_in_any_process(tmp_path, text, coders):
+def test_training_is_the_same_each_time_and_in_any_process(
+    tmp_path: Path, text: Path, coders: dict[str, tokenizer.Tokenizer], make: Make
+) -> None:
     again = tokenizer.BPE.train([PROSE.encode()], 600)
     assert again.fingerprint == coders["bpe"].fingerprint and again.model == coders["bpe"].model
     assert tokenizer.BPE.train([PROSE.encode()], 601).fingerprint != again.fingerprint
@@ -114,15 +118,17 @@ def test_training_is_the_same_each_time_and_in_any_process(tmp_path, text, coder
     made = [each for each in (tmp_path / "tokenizers").iterdir() if each.is_dir()]
     assert len(made) == 1, "one was trained, and no partial folder is left"
     meta = json.loads((made[0] / "meta.json").read_text())
-    assert meta["bytes"] == data.make(f"text:{text}", "bytes", 8, 2, 2, str(tmp_path), "", "").tokens["train"] - 1
+    assert meta["bytes"] == make(f"text:{text}").tokens["train"] - 1
     assert meta["most"] == tokenizer.TRAINED and meta["fingerprint"] == found[0]
 
 
 def _fingerprint(text: Path, cache: Path) -> str:
-    return tokenizer.make("bpe:300", corpora.open_corpus(f"text:{text}", "", "", cache), cache).fingerprint
+    return tokenizer.make("bpe:300", files.corpus(Request(f"text:{text}", 16, "", "", cache)), cache).fingerprint
 
 
-def test_a_kept_tokenizer_is_used_and_a_damaged_one_made_again(tmp_path, text, capfd):
+def test_a_kept_tokenizer_is_used_and_a_damaged_one_made_again(
+    tmp_path: Path, text: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     before = _fingerprint(text, tmp_path)
     assert "training data.tokenizer=bpe:300" in capfd.readouterr().err
     assert _fingerprint(text, tmp_path) == before and capfd.readouterr().err == ""
@@ -137,14 +143,14 @@ def test_a_kept_tokenizer_is_used_and_a_damaged_one_made_again(tmp_path, text, c
     assert path.read_text() == content
 
 
-def test_training_reads_no_more_than_its_bound(tmp_path, text, monkeypatch):
+def test_training_reads_no_more_than_its_bound(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizer, "TRAINED", 10_000)
     _fingerprint(text, tmp_path)
     meta = json.loads(next(tmp_path.glob("tokenizers/*/meta.json")).read_text())
     assert meta["bytes"] == meta["most"] == 10_000
 
 
-def test_a_text_without_spaces_is_trained_on_in_seconds():
+def test_a_text_without_spaces_is_trained_on_in_seconds() -> None:
     """Pairs are merged within words: one word of a MiB would be gone through for every merge."""
     letters = np.random.default_rng(0).integers(ord("a"), ord("e"), tokenizer.BLOCK, dtype=np.uint8).tobytes()
     train = "made = BPE.train([sys.stdin.buffer.read()], 2000); print(made.vocabulary, time.process_time())"
@@ -154,8 +160,8 @@ def test_a_text_without_spaces_is_trained_on_in_seconds():
     assert vocabulary == 2000 and seconds < 15, done.stderr
 
 
-def test_bits_per_byte_are_of_the_bytes(text, cache):
-    made = {name: data.make(f"text:{text}", name, 8, 2, 2, cache, "", "") for name in ("bytes", "bpe:400")}
+def test_bits_per_byte_are_of_the_bytes(text: Path, make: Make) -> None:
+    made = {name: make(f"text:{text}", tokenizer=name) for name in ("bytes", "bpe:400")}
     size = {name: each.bytes_per_token * each.tokens["validation"] for name, each in made.items()}
     assert size["bytes"] == pytest.approx(size["bpe:400"])
     assert made["bpe:400"].bytes_per_token > 2 and made["bpe:400"].vocabulary == 400
@@ -166,7 +172,7 @@ def test_bits_per_byte_are_of_the_bytes(text, cache):
 
 
 @pytest.mark.parametrize("kind", ["bpe:300", "sentencepiece"])
-def test_a_run_carries_its_tokenizer(tmp_path, text, kind):
+def test_a_run_carries_its_tokenizer(tmp_path: Path, text: Path, kind: str) -> None:
     """A run is opened where neither its text, nor the cache, nor the model's file is."""
     (tmp_path / "my.model").write_bytes(piece_model(byte_fallback=True))
     config = lm.get_config(f"position=rotary,data=text:{text}")
@@ -184,7 +190,7 @@ def test_a_run_carries_its_tokenizer(tmp_path, text, kind):
     assert coder.decode(coder.encode(ODD.encode())) == ODD.encode()
     (file,) = (tmp_path / "run").glob("tokenizer.*")
     for content, words in [
-        (tokenizer.BPE.train([PROSE.encode()], 300).model.encode(), "is not the one that it was trained with"),
+        (tokenizer.BPE.train([PROSE.encode()], 300).model, "is not the one that it was trained with"),
         (piece_model(byte_fallback=True, model_type="char"), "is not the one that it was trained with"),
         (file.read_bytes()[:-100], "bring the file back"),
     ]:
@@ -221,14 +227,14 @@ def test_a_run_carries_its_tokenizer(tmp_path, text, kind):
         ("sentencepiece:CLOSED", r"has no piece for b'\\n' .*--byte_fallback=true"),
     ],
 )
-def test_a_mistake_is_one_line(tmp_path, text, cache, name, words):
+def test_a_mistake_is_one_line(tmp_path: Path, text: Path, make: Make, name: str, words: str) -> None:
     files = {"TEXT": text.read_bytes, "EMPTY": bytes, "HUGE": _huge, "CLOSED": piece_model}
     kind, _, rest = name.partition(":")
     if rest in files:
         (tmp_path / rest).write_bytes(files[rest]())
         name = f"{kind}:{tmp_path / rest}"
     with pytest.raises(Refusal, match=words) as refused:
-        data.make(f"text:{text}", name, 8, 2, 2, cache, "", "")
+        make(f"text:{text}", tokenizer=name)
     assert "\n" not in str(refused.value)
 
 
@@ -242,7 +248,7 @@ def _huge() -> bytes:
     return made.SerializeToString()
 
 
-def test_a_model_without_byte_fallback_names_the_letter_that_it_lacks():
+def test_a_model_without_byte_fallback_names_the_letter_that_it_lacks() -> None:
     coder = tokenizer.SentencePiece(piece_model(user_defined_symbols=["\n"]), "my.model")
     assert coder.decode(coder.encode(b"def  f(x):\n\n  return")) == b"def  f(x):\n\n  return"
     for text, letter in [("x 東", "東"), ("x \u2581", "\u2581")]:
@@ -252,7 +258,7 @@ def test_a_model_without_byte_fallback_names_the_letter_that_it_lacks():
         coder.encode(b"x \xff")
 
 
-def test_letters_are_those_of_the_package():
+def test_letters_are_those_of_the_package() -> None:
     from tokenizers import pre_tokenizers
 
     assert sorted(tokenizer._letters()) == sorted(pre_tokenizers.ByteLevel.alphabet())

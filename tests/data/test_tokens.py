@@ -12,15 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rope_lm.data import corpora, tokenizer, tokens
+from rope_lm.data import files, tokenizer, tokens
+from rope_lm.data.documents import Request
 from rope_lm.refusal import Refusal
 
 
 def prepare(text: Path, cache: Path) -> tokens.Tokens:
-    return tokens.prepare(corpora.open_corpus(f"text:{text}", "", "", cache), tokenizer.Bytes(), cache)
+    return tokens.prepare(files.corpus(Request(f"text:{text}", 16, "", "", cache)), tokenizer.Bytes(), cache)
 
 
-def test_documents_are_joined_by_the_separator(tmp_path):
+def test_documents_are_joined_by_the_separator(tmp_path: Path) -> None:
     for i in range(200):
         (tmp_path / "t").mkdir(exist_ok=True)
         (tmp_path / "t" / f"{i}.txt").write_text(f"{i}")
@@ -31,7 +32,9 @@ def test_documents_are_joined_by_the_separator(tmp_path):
         assert array[-1] == 256
 
 
-def test_a_token_file_that_is_not_as_it_was_is_made_again(tmp_path, text, capfd):
+def test_a_token_file_that_is_not_as_it_was_is_made_again(
+    tmp_path: Path, text: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     made = prepare(text, tmp_path)
     before = {split: array.copy() for split, array in made.splits.items()}
     path = next(tmp_path.glob("tokens/*/train.u16"))
@@ -51,7 +54,7 @@ def test_a_token_file_that_is_not_as_it_was_is_made_again(tmp_path, text, capfd)
     np.testing.assert_array_equal(prepare(text, tmp_path).splits["train"], before["train"])
 
 
-def test_orphans_of_a_killed_process_are_removed(tmp_path, text):
+def test_orphans_of_a_killed_process_are_removed(tmp_path: Path, text: Path) -> None:
     prepare(text, tmp_path)
     folder = next(each for each in (tmp_path / "tokens").iterdir() if each.is_dir())
     orphan = folder.with_name(f"{folder.name}.abc.partial")
@@ -61,7 +64,7 @@ def test_orphans_of_a_killed_process_are_removed(tmp_path, text):
     assert not orphan.exists() and json.loads((folder / "meta.json").read_text())
 
 
-def test_processes_at_once_all_get_the_tokens(tmp_path, text):
+def test_processes_at_once_all_get_the_tokens(tmp_path: Path, text: Path) -> None:
     with multiprocessing.get_context("spawn").Pool(3) as pool:
         found = pool.starmap(_count, [(text, tmp_path)] * 3)
     assert len(set(found)) == 1 and found[0] > 1000
@@ -72,7 +75,7 @@ def _count(text: Path, cache: Path) -> int:
     return sum(map(len, prepare(text, cache).splits.values()))
 
 
-def test_a_prepare_that_is_killed_leaves_nothing_that_counts(tmp_path):
+def test_a_prepare_that_is_killed_leaves_nothing_that_counts(tmp_path: Path) -> None:
     text = tmp_path / "large.txt"
     text.write_bytes(b"a line of text, and another word\n" * 6_000_000)
     code = "import sys; from tests.data.test_tokens import Path, _count; _count(*map(Path, sys.argv[1:]))"
@@ -88,13 +91,13 @@ def test_a_prepare_that_is_killed_leaves_nothing_that_counts(tmp_path):
     assert not list(tmp_path.glob("tokens/*.partial"))
 
 
-def test_a_cache_that_cannot_be_written_is_refused(tmp_path, text):
+def test_a_cache_that_cannot_be_written_is_refused(tmp_path: Path, text: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(Refusal, match=r"data.cache=.*cannot be written .*set --config.data.cache"):
         prepare(text, tmp_path / "file")
 
 
-def test_a_whole_cache_that_can_only_be_read_is_used(tmp_path, text):
+def test_a_whole_cache_that_can_only_be_read_is_used(tmp_path: Path, text: Path) -> None:
     """Root may write everywhere: a folder in place of the lock stops it too."""
     before = prepare(text, tmp_path)
     (lock,) = tmp_path.glob("tokens/*.lock")

@@ -147,7 +147,7 @@ def test_an_arm_that_a_signal_ends_before_it_began_keeps_its_status(run, tmp_pat
 
 
 def test_an_arm_that_another_process_trains_is_waited_for(run, tmp_path, capfd):
-    directory = run_directory.RunDirectory.open(tmp_path / "s" / "good", {}, {})
+    directory = run_directory.RunDirectory(tmp_path / "s" / "good", {}, {})
 
     def finish() -> None:
         while "waiting" not in capfd.readouterr().err:
