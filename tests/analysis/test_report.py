@@ -209,7 +209,10 @@ def test_a_report_of_nothing_finished_says_so(tmp_path: Path) -> None:
         ({"execution": {"kernel": "blocked", "pieces": 2}}, "differ in execution.pieces"),
         ({"commit": "d" * 40}, "differ in commit"),
         ({"batches": {"step": 1000, "sha256": ["a" * 64] * 3}}, "differ in batches.sha256"),
-        ({"data": MANIFEST["data"] | {"fingerprint": {"text": "g", "tokenizer": "bytes-1"}}}, "differ in fingerprint.text"),
+        (
+            {"data": MANIFEST["data"] | {"fingerprint": {"text": "g", "tokenizer": "bytes-1"}}},
+            "differ in fingerprint.text",
+        ),
         ({"versions": {"jax": "2", "flax": "1", "optax": "1"}}, "differ in versions.jax"),
         ({"deterministic": {"xla_gpu_exclude": True}}, "differ in deterministic.xla_gpu_exclude"),
         ({"execution": None}, "differ in execution.pieces"),
