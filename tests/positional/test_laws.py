@@ -4,6 +4,7 @@ The default tests cover one encoding of each mechanism. The others differ from o
 curve, which their goldens cover.
 """
 
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from flax import nnx
 from configs.presets import FOR_FEATURES, POSITIONS
 from rope_lm import positional
 from rope_lm.kernels.softmax import WHOLE, blocks
-from rope_lm.positional import Shape
+from rope_lm.positional import PositionalEncoding, Shape
 from rope_lm.positions import Positions, View, contiguous
 from rope_lm.refusal import Refusal
 from tests.models import compiled, encoding, forward, model, position, redrawn, tokens
@@ -72,6 +73,12 @@ def each(names: list[str]) -> pytest.MarkDecorator:
     """Run a test for these encodings: by default for one of each mechanism."""
     marks = {name: () if CLAIMS[name].mechanism else pytest.mark.all for name in names}
     return pytest.mark.parametrize("name", [pytest.param(name, marks=marks[name]) for name in names])
+
+
+def remembering(made: PositionalEncoding, x: jax.Array, view: View) -> View:
+    """Return the view of a layer whose input is x, with what an encoding remembers of it."""
+    tokens = replace(view.q, memory=made.remember(x, view.q))
+    return View(tokens, tokens, view.causal)
 
 
 every_encoding = each(sorted(CLAIMS))
@@ -151,9 +158,11 @@ def test_parts_of_contiguous_rows_have_the_gradients_of_pairs(name, causal):
     state = redrawn(nnx.State({"position": state}))["position"]
     q, k = jax.random.normal(jax.random.key(0), (2, 2, LENGTH, 4, 8))
     weights = jax.random.normal(jax.random.key(1), (2, 4, LENGTH, LENGTH))
+    x = jax.random.normal(jax.random.key(2), (2, LENGTH, SHAPE.width))
 
     def total(state: nnx.State, q: jax.Array, k: jax.Array, view: View, parts: list) -> jax.Array:
         made, found = positional.at_layer(nnx.merge(graph, state), 1), 0.0
+        view = remembering(made, x, view)
         for queries, keys in parts:
             part = view[queries, keys]
             bias, score = made.bias(part), made.score(q[:, queries], k[:, keys], part)
@@ -232,8 +241,8 @@ def test_any_index_below_the_limit_is_finite_and_one_past_it_is_never_clamped(na
 def test_whatever_an_encoding_adds_is_float32_under_bfloat16(name):
     """bfloat16 rounds 257 to 256, and 1.01 to 1: at far indices an encoding is as exact as in float32."""
     made, at = encoding(position(name, 1024)), contiguous(24, 1000)
-    view = View(at, at, causal=True)
     x = jax.random.normal(jax.random.key(0), (2, 24, 4, 8)).astype(jnp.bfloat16)
+    view = remembering(made, x.reshape(2, 24, 32), View(at, at, causal=True))
     for added in jax.eval_shape(lambda: (made.bias(view), made.score(x, x, view))):
         assert added is None or added.dtype == jnp.float32
     narrow, exact = jax.jit(lambda x: [made.rotate(y, y, view) for y in (x, x.astype(jnp.float32))])(x)
