@@ -64,6 +64,7 @@ CLAIMS = {
     "shaw": Claims(score=True, mechanism=True),
     "transformer_xl": Claims(score=True, mechanism=True),
     "cope": Claims(score=True, mechanism=True),
+    "forgetting": Claims(score=True, mechanism=True),
 }
 ADDS = sorted(name for name, claims in CLAIMS.items() if claims.bias or claims.score)
 BOTH_WAYS = [name for name in CLAIMS if not positional.ENCODINGS[name].looks_back]
