@@ -70,10 +70,14 @@ ADDS = sorted(name for name, claims in CLAIMS.items() if claims.bias or claims.s
 BOTH_WAYS = [name for name in CLAIMS if not positional.ENCODINGS[name].looks_back]
 
 
+def mark(name: str) -> tuple | pytest.MarkDecorator:
+    """Leave an encoding to --all unless it stands for a mechanism."""
+    return () if CLAIMS[name].mechanism else pytest.mark.all
+
+
 def each(names: list[str]) -> pytest.MarkDecorator:
-    """Run a test for these encodings: by default for one of each mechanism."""
-    marks = {name: () if CLAIMS[name].mechanism else pytest.mark.all for name in names}
-    return pytest.mark.parametrize("name", [pytest.param(name, marks=marks[name]) for name in names])
+    """Run a test for these encodings."""
+    return pytest.mark.parametrize("name", [pytest.param(name, marks=mark(name)) for name in names])
 
 
 def remembering(made: PositionalEncoding, x: jax.Array, view: View) -> View:
@@ -148,12 +152,17 @@ def test_rows_known_to_be_contiguous_equal_rows_of_any_positions_in_a_bidirectio
     assert jnp.abs(known - made.whole(changed))[:, 0].max() > 1e-6, "the first token sees the last"
 
 
-@pytest.mark.parametrize("causal", [True, False])
-@each(ADDS)
+@pytest.mark.parametrize(
+    "name, causal",
+    [
+        pytest.param(name, causal, marks=mark(name))
+        for name in ADDS
+        for causal in (True, False)
+        if causal or name in BOTH_WAYS
+    ],
+)
 def test_parts_of_contiguous_rows_have_the_gradients_of_pairs(name, causal):
     """Values and gradients of what an encoding adds to the logits of every block of queries."""
-    if not causal and name not in BOTH_WAYS:
-        pytest.skip("looks back only")
     made = positional.make(position(name, LENGTH), shape=SHAPE._replace(causal=causal), rngs=nnx.Rngs(0, position=1))
     graph, state = nnx.split(made)
     state = redrawn(nnx.State({"position": state}))["position"]
