@@ -141,6 +141,7 @@ def _facts(runs: Sequence[Run]) -> dict[str, dict[str, str]]:
         values = flat(run.config) | flat({key: run.manifest[key] or "none" for key in keys})
         if run.manifest.get("data"):
             values |= flat({"fingerprint": run.manifest["data"]["fingerprint"]})
+        values.pop("execution.kernel", None)  # the same as `kernel`
         for key, value in values.items():
             if not key.startswith("model.position") and key not in ("optimizer.learning_rate", "data.cache"):
                 facts.setdefault(key, {})[run.arm] = str(value)

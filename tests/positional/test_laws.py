@@ -19,7 +19,7 @@ from rope_lm.kernels.softmax import WHOLE, blocks
 from rope_lm.positional import Shape
 from rope_lm.positions import Positions, View, contiguous
 from rope_lm.refusal import Refusal
-from tests.models import compiled, encoding, forward, model, of_layer, position, redrawn, tokens
+from tests.models import compiled, encoding, forward, model, position, redrawn, tokens
 
 LENGTH = 80  # two blocks of queries, one of them short
 SHAPE = Shape(32, 4, 8, 2, causal=True)
@@ -31,6 +31,8 @@ class Claims(NamedTuple):
     shift_invariant: bool = True
     sees_order: bool = True
     limited: bool = False
+    bias: bool = False  # adds to the logits by position alone
+    score: bool = False  # adds to the logits by content too
     mechanism: bool = False  # True if the default tests cover it
 
 
@@ -39,13 +41,13 @@ CLAIMS = {
     "none": Claims(sees_order=False, mechanism=True),
     "learned": Claims(shift_invariant=False, limited=True, mechanism=True),
     "sinusoidal": Claims(shift_invariant=False, mechanism=True),
-    "relative_bias": Claims(mechanism=True),
-    "alibi": Claims(),
-    "kerple_log": Claims(),
-    "kerple_power": Claims(mechanism=True),
-    "fire": Claims(shift_invariant=False, mechanism=True),
-    "continuous_bias": Claims(),
-    "sandwich": Claims(),
+    "relative_bias": Claims(bias=True, mechanism=True),
+    "alibi": Claims(bias=True),
+    "kerple_log": Claims(bias=True),
+    "kerple_power": Claims(bias=True, mechanism=True),
+    "fire": Claims(bias=True, shift_invariant=False, mechanism=True),
+    "continuous_bias": Claims(bias=True),
+    "sandwich": Claims(bias=True),
     "rotary": Claims(mechanism=True),
     "rotary_partial": Claims(),
     "rotary_layered": Claims(mechanism=True),
@@ -58,14 +60,11 @@ CLAIMS = {
     "rotary_sinusoidal": Claims(shift_invariant=False),
     "xpos": Claims(mechanism=True),
     "p_rope": Claims(),
-    "shaw": Claims(mechanism=True),
-    "transformer_xl": Claims(mechanism=True),
-    "cope": Claims(mechanism=True),
+    "shaw": Claims(score=True, mechanism=True),
+    "transformer_xl": Claims(score=True, mechanism=True),
+    "cope": Claims(score=True, mechanism=True),
 }
-# Effects of each encoding on attention. Those of the others are on the embeddings alone.
-BIAS = {"relative_bias", "alibi", "kerple_log", "kerple_power", "fire", "continuous_bias", "sandwich"}
-SCORE = {"shaw", "transformer_xl", "cope"}
-ADDS = sorted(BIAS | SCORE)
+ADDS = sorted(name for name, claims in CLAIMS.items() if claims.bias or claims.score)
 BOTH_WAYS = [name for name in CLAIMS if not positional.ENCODINGS[name].looks_back]
 
 
@@ -85,8 +84,8 @@ def test_the_tables_of_configs_library_and_claims_have_the_same_keys():
 
 def test_effects_are_found_in_the_hooks():
     found = {name: positional.effects(position(name), SHAPE) for name in CLAIMS}
-    assert {name for name, effects in found.items() if effects.bias} == BIAS
-    assert {name for name, effects in found.items() if effects.score} == SCORE
+    for name, claims in CLAIMS.items():
+        assert (found[name].bias, found[name].score) == (claims.bias, claims.score), name
     assert tuple(name for name, effects in found.items() if effects.features) == FOR_FEATURES
     assert {name for name, effects in found.items() if effects.relative_norms} == {"xpos"}
     assert {effects.head_size for effects in found.values()} == {8}
@@ -154,7 +153,7 @@ def test_parts_of_contiguous_rows_have_the_gradients_of_pairs(name, causal):
     weights = jax.random.normal(jax.random.key(1), (2, 4, LENGTH, LENGTH))
 
     def total(state: nnx.State, q: jax.Array, k: jax.Array, view: View, parts: list) -> jax.Array:
-        made, found = of_layer(nnx.merge(graph, state), 1), 0.0
+        made, found = positional.at_layer(nnx.merge(graph, state), 1), 0.0
         for queries, keys in parts:
             part = view[queries, keys]
             bias, score = made.bias(part), made.score(q[:, queries], k[:, keys], part)
