@@ -21,7 +21,7 @@ def check_quick() -> None:
         assert arm["final_nats"]["mean"] < min(arm["first_nats"].values()), f"{name} did not learn"
         assert arm["tokens_per_second"] > 0, name
         if name != "rotary":
-            over = arm["speedup_of_rotary"]
+            over = arm["speedup"]
             assert over["low"] <= over["mean"] <= over["high"], (name, over)
             assert over["verdict"] in verdicts, name
     assert not summary["warnings"], summary["warnings"]

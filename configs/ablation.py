@@ -1,11 +1,10 @@
-"""Sweeps: one base config, the arms that differ from it, and the seeds and rates that every arm runs.
+"""Sweeps: one base config, the arms that differ from it, and the seeds and learning rates that every arm runs.
 
 python -m scripts.sweep --workdir=runs/ablation --config=configs/ablation.py:quick [--dry] [--only=rotary,none]
 
-`quick,scale=small,data=text:PATH` takes another scale or text; the rates in TUNED are those of scale=nano on stdlib, so
-run `tuning,scale=small,...` first and put its best rates here.
-An arm is {section: {key: value}} over the base; --config.base.steps=500 changes the base, and so every arm;
-it is refused where an arm has a value of its own.
+`quick,scale=small,data=text:PATH` uses another scale or text. The learning rates in TUNED are for scale=nano on stdlib:
+run `tuning,scale=small,...` first and put its best rates here. An arm is {section: {key: value}} over the base.
+--config.base.steps=500 changes the base, and so every arm; it is refused if an arm has a value of its own.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,20 +17,20 @@ from configs.presets import FOR_FEATURES, POSITIONS, pick
 
 Arm = tuple[str, dict[str, Any]]
 
-# Each encoding's peak rate at scale=nano, 2000 steps: the best of RATES in results/tuning (seeds 100 and 101).
+# Peak learning rates at scale=nano, 2000 steps: the best of RATES in results/tuning (seeds 100 and 101).
 TUNED = {"none": 6e-3, "learned": 2.4e-2, "sinusoidal": 1.2e-2, "relative_bias": 1.2e-2, "rotary": 1.2e-2}
 RATES = (1.5e-3, 3e-3, 6e-3, 1.2e-2, 2.4e-2, 4.8e-2)
 
 
 def quick(base: ConfigDict) -> Iterator[Arm]:
-    """Five encodings x three seeds, each encoding at its own tuned rate."""
+    """Yield five encodings x three seeds, each encoding at its own tuned learning rate."""
     base.seeds = (0, 1, 2)
     for name, rate in TUNED.items():
         yield name, _position(name, base) | {"optimizer": {"learning_rate": (rate,)}}
 
 
 def tuning(base: ConfigDict) -> Iterator[Arm]:
-    """The grid that TUNED was chosen from: every encoding at every rate, on seeds that no comparison uses."""
+    """Yield the grid that TUNED was chosen from: every encoding at every rate, on seeds that no comparison uses."""
     base.seeds = (100, 101)
     base.optimizer.learning_rate = RATES
     for name in TUNED:
@@ -39,8 +38,10 @@ def tuning(base: ConfigDict) -> Iterator[Arm]:
 
 
 def encodings(base: ConfigDict) -> Iterator[Arm]:
-    """Every encoding of softmax attention at one rate, that of most of TUNED: the others may do better at their own.
-    Half of quick's steps: two slow cores then take about an hour for all."""
+    """Yield every encoding of softmax attention at one learning rate, that of most of TUNED, for half of quick's steps.
+
+    Other encodings may do better at rates of their own. All take about an hour on two slow cores.
+    """
     base.seeds, base.steps = (0, 1, 2), 1000
     base.optimizer.learning_rate = (1.2e-2,)
     for name in (each for each in POSITIONS if each not in FOR_FEATURES):
@@ -48,9 +49,11 @@ def encodings(base: ConfigDict) -> Iterator[Arm]:
 
 
 def probes(base: ConfigDict) -> Iterator[Arm]:
-    """The encodings of TUNED on a task that needs position, copy or the one of `probes,data=probe:NAME`, at one rate;
-    then `python -m scripts.probe` on the folder. In rows of 32 tokens copy and reverse are learned in these steps; in
-    rows of 128, and induction in either, they are not."""
+    """Yield the encodings of TUNED on a task that needs positions, at one learning rate.
+
+    The task is copy, or that of `probes,data=probe:NAME`; read the result with `python -m scripts.probe`. In rows of 32
+    tokens, copy and reverse are learned in these steps. In rows of 128 they are not, and induction is in neither.
+    """
     base.seeds, base.steps, base.data.length, base.optimizer.learning_rate = (0, 1, 2), 1500, 32, (6e-3,)
     if not base.data.name.startswith("probe:"):
         base.data.name = "probe:copy"
@@ -66,13 +69,16 @@ def _position(name: str, base: ConfigDict) -> dict[str, Any]:
 
 
 def sweep(text: str, sweeps: dict[str, Callable], claims: dict[str, dict[str, Any]]) -> ConfigDict:
-    """The one of `sweeps` that `NAME,scale=...,data=...` names: `base`, a config as in configs/lm.py; `arms`, what each
-    changes in it; and its `claims`, that a report gives a verdict on (configs/studies.py)."""
+    """Return the sweep that `NAME,scale=...,data=...` names.
+
+    `base`: a config as in configs/lm.py; `arms`: what each changes in it; `claims`: what its report gives a verdict on
+    (configs/studies.py).
+    """
     name, _, shape = text.partition(",")
     arms, base = pick("sweep", name, sweeps), lm.get_config(shape)
     return ConfigDict({"base": base, "arms": dict(arms(base)), "claims": claims.get(name, {})})
 
 
 def get_config(text: str = "quick") -> ConfigDict:
-    """The sweep `NAME` or `NAME,scale=...,data=...`."""
+    """Return the sweep `NAME` or `NAME,scale=...,data=...`."""
     return sweep(text, SWEEPS, {})

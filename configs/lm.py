@@ -2,13 +2,13 @@
 
 python -m scripts.train --workdir=runs/a --config=configs/lm.py:position=rotary,data=stdlib,scale=tiny
 
-The string picks the shape (position, data, scale, objective, attention, block), flags fill in numbers:
+The string picks rows of tables (position, data, scale, objective, attention, block); flags set single values:
 --config.steps=500
 """
 
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from configs.presets import ATTENTIONS, BLOCKS, OBJECTIVES, POSITIONS, SCALES, parse, pick
 
@@ -23,29 +23,32 @@ DEFAULTS = {
 
 
 def named(what: str, name: str, table: dict[str, Any]) -> dict[str, Any]:
-    """The section that a row of a table is, with its name."""
+    """Return a table's row as a section, with its name."""
     return {"name": name, **pick(what, name, table)}
 
 
 def position(name: str, data: ConfigDict) -> dict[str, Any]:
-    """The row of POSITIONS; the positions that an encoding learns, or is scaled from, are those of a row of `data`."""
+    """Return a row of POSITIONS. Learned or trained lengths follow the length of the data's rows."""
     row = named("position", name, POSITIONS)
     return row | {key: data.get_ref("length") for key in ("limit", "trained_length") if key in row}
 
 
 def hidden(width: Any, mlp: str) -> Any:
-    """Four times the width; two thirds of that, in whole eights, for an MLP of three matrices instead of two, which
-    then has as many parameters (arXiv 2002.05202, section 3)."""
+    """Return the MLP's width: four times the model's.
+
+    SwiGLU has three matrices instead of two, so it gets two thirds of that, in multiples of 8, for about as many
+    parameters (arXiv 2002.05202, section 3).
+    """
     return width * 8 // 3 // 8 * 8 if mlp == "swiglu" else width * 4
 
 
 def get_config(text: str = "") -> ConfigDict:
-    """The config that `position=...,data=...,scale=...` names. Every value is here, none is hidden in the library."""
+    """Return the config that `position=...,data=...,scale=...` names. The library has no values of its own."""
     chosen = parse(text, DEFAULTS)
     scale = pick("scale", chosen["scale"], SCALES)
     config = ConfigDict()
     config.steps = 2000
-    config.seeds = (0,)  # a member of the ensemble for each seed (initialisation and data order) and each peak rate
+    config.seeds = (0,)  # one member of the ensemble per seed (initial values and data order) and peak learning rate
     config.data = ConfigDict(
         {
             "name": chosen["data"],  # stdlib, enwik8, text:PATH (a file, a folder or a .zip), tfds:NAME, probe:NAME
@@ -63,33 +66,35 @@ def get_config(text: str = "") -> ConfigDict:
         {
             "width": scale["model"]["width"],
             "heads": scale["model"]["heads"],
+            "head_size": config_dict.placeholder(int),  # None: width / heads
             "layers": scale["model"]["layers"],
             "position": position(chosen["position"], config.data),
             "tied": False,
-            "embedding_scale": 1.0,  # standard deviation of the token embeddings at the start, in every arm
-            # Of activations, and of the product that makes logits; parameters, sums and softmax are float32.
+            "embedding_scale": 1.0,  # initial standard deviation of the token embeddings, in every arm
+            # Of activations and of the product that makes logits. Parameters, sums and softmax are float32.
             "dtype": scale["model"]["dtype"],
-            # What the backward pass finds: none (everything), products, full (layer inputs only). Where layers are
-            # written out (rope_lm/execution.py) it finds everything, but for full.
+            # Values kept for the backward pass: none (all), products (of matrices), full (layer inputs only). Unrolled
+            # layers (rope_lm/execution.py) keep what XLA likes, unless it is full.
             "remat": "products",
             "attention": named("attention", chosen["attention"], ATTENTIONS),
             "block": dict(pick("block", chosen["block"], BLOCKS)),
         }
     )
-    # Follows the width, unless it is set itself.
+    # Follows the width unless it is set.
     config.model.hidden = hidden(config.model.get_ref("width"), config.model.block.mlp)
     config.optimizer = ConfigDict(
         {
-            "learning_rate": (3e-3,),  # peak; several make an ensemble
+            "name": "adamw",
+            "learning_rate": (3e-3,),  # peaks; several make an ensemble
             "schedule": "cosine",  # constant, cosine, wsd
             "warmup": 0.05,  # fraction of the steps
             "cooldown": 0.2,  # fraction of the steps after the warm-up; wsd only
-            "weight_decay": 0.1,  # on matrices but an encoding's own
+            "weight_decay": 0.1,  # of matrices, except an encoding's own
             "b1": 0.9,
             "b2": 0.95,
             "epsilon": 1e-8,
             "gradient_clip": 1.0,  # global norm; 1e9 clips nothing
-            "accumulation_steps": 1,  # pieces that a batch is cut into
+            "accumulation_steps": 1,  # equal pieces of a batch, one after another
         }
     )
     config.every = ConfigDict({"evaluate": 50, "save": 500, "log": 20})  # steps

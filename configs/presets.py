@@ -18,7 +18,7 @@ POSITIONS: dict[str, dict[str, Any]] = {
     "sandwich": {"size": 128},
     "rotary": {"base": 10_000.0},
     "rotary_partial": {"base": 10_000.0, "fraction": 0.25},
-    "rotary_layered": {"bases": (10_000.0, 0.0)},  # every other layer knows no position
+    "rotary_layered": {"bases": (10_000.0, 0.0)},  # every other layer has no position
     # Scaled for `factor` times the trained length.
     "rotary_linear": {"base": 10_000.0, "factor": 2.0},
     "rotary_ntk": {"base": 10_000.0, "factor": 2.0},
@@ -33,29 +33,29 @@ POSITIONS: dict[str, dict[str, Any]] = {
     "transformer_xl": {"base": 10_000.0, "scale": 0.02},
     "cope": {"positions": 64, "scale": 0.0},
 }
-FOR_FEATURES = ("rotary_features",)  # these act on the features of attention=performer alone
+FOR_FEATURES = ("rotary_features",)  # act on the features of attention=performer only
 
-# What is predicted. Same keys as rope_lm.objective.OBJECTIVES.
+# Training objectives. Same keys as rope_lm.objective.OBJECTIVES.
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "causal": {},
     "masked": {"mask_rate": 0.15, "mask_share": 0.8, "random_share": 0.1},  # BERT's shares
 }
 
-# How queries gather values. Same keys as rope_lm.attention.ATTENTIONS.
+# Kinds of attention. Same keys as rope_lm.attention.ATTENTIONS.
 ATTENTIONS: dict[str, dict[str, Any]] = {
     "softmax": {"kernel": "auto"},  # auto, xla, blocked (CPU), cudnn (NVIDIA GPUs, bfloat16)
-    "performer": {"features": 64, "redraw": 1000, "block": 64},  # random features of a head; steps; tokens
+    "performer": {"features": 64, "redraw": 1000, "block": 64},  # per head; steps; tokens
 }
 
-# What the layers are made of: the keyword arguments of rope_lm.block.Style, as in the models that they are named for.
+# Kinds of layers: the keyword arguments of rope_lm.block.Style, as in the models that they are named after.
 BLOCKS: dict[str, dict[str, Any]] = {
     "ours": {
         "norm": "rms",  # rms, layer
         "epsilon": 1e-6,
         "mlp": "gelu",  # gelu (by tanh), gelu_exact, swiglu
         "biases": False,  # on linear maps and on layer norms
-        "residual": "pre",  # where the norms stand: pre, parallel (attention beside the MLP), post
-        "transform": False,  # a linear map, activation and norm before the logits, and a bias on them
+        "residual": "pre",  # place of the norms: pre, parallel (attention beside the MLP), post
+        "transform": False,  # BERT's head: linear map, activation and norm before the logits, and a bias on them
     },
     "llama": {
         "norm": "rms",
@@ -84,9 +84,9 @@ BLOCKS: dict[str, dict[str, Any]] = {
     },
 }
 
-# Model and batch shapes; the vocabulary is the data's. nano is the quick ablation's; tiny is the benchmark's. gpt2 has
-# the layers of GPT-2 small: 85M parameters on bytes, its 124M with data.tokenizer=bpe:50304 and model.tied=True (its
-# 50,257 are no whole 64s, and take a GPU a quarter longer; of the standard library alone BPE makes 41,292 at most).
+# Model and batch shapes; the vocabulary is the data's. The quick ablation uses nano, the benchmark tiny. gpt2 has the
+# layers of GPT-2 small: 85M parameters on bytes, 124M with data.tokenizer=bpe:50304 and model.tied=True (50,257, no
+# multiple of 64, slows a GPU by a quarter; the standard library alone yields at most 41,292 BPE tokens).
 SCALES: dict[str, dict[str, dict[str, Any]]] = {
     "nano": {"model": {"width": 64, "heads": 4, "layers": 2, "dtype": "float32"}, "data": {"length": 128, "batch": 16}},
     "tiny": {
@@ -109,9 +109,9 @@ SCALES: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def parse(text: str, allowed: dict[str, str]) -> dict[str, str]:
-    """The values of `key=value,key=value`, over the defaults in `allowed`. Raises Refusal for an unknown key.
+    """Parse `key=value,key=value` over the defaults in `allowed`. Raises Refusal for an unknown key.
 
-    A comma inside a value (a path, say) is kept when what follows it is no key=value.
+    A comma inside a value (a path, say) is kept if no key=value follows it.
     """
     chosen, key = dict(allowed), ""
     for part in filter(None, text.split(",")):
@@ -131,7 +131,7 @@ def parse(text: str, allowed: dict[str, str]) -> dict[str, str]:
 
 
 def pick(what: str, name: str, table: dict[str, Any]) -> Any:
-    """The row of a table. Raises Refusal with the nearest names for one that is not there."""
+    """Return a row of a table. Raises Refusal with the nearest names if there is none."""
     if name not in table:
         raise unknown(what, name, table)
     return table[name]

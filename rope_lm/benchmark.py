@@ -1,33 +1,34 @@
-"""How fast the programs are, measured in one process: interleaved rounds, ratios rather than single times."""
+"""Speed of the programs, measured in one process: rounds in which they take turns, and ratios rather than times."""
 
 import json
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rope_lm import run, sharding
+from rope_lm import loop, plan, sharding, training
 from rope_lm.positions import contiguous
 from rope_lm.refusal import Refusal
+from rope_lm.timing import Stepper, rounds_of
 
 Config = dict[str, Any]
 Row = dict[str, Any]
+Key = TypeVar("Key")
 
 
 def matmul_peak(dtype: str, size: int | None = None, count: int = 1) -> float:
-    """FLOP/s of square matrix products in `dtype`, one on each device at once, the best of several. A CPU's devices
-    share its cores: one alone can use them all. Products of float32 numbers are in float32, as the model's are. `size`:
-    of each side; None is 2,048 on a CPU and 8,192 elsewhere.
+    """Return the FLOP/s of square matrix products in `dtype`, on all devices at once; the best of several.
 
-    Each call is a chain of `count` products, or of so many more that it takes 10 ms: on an accelerator a single one is
-    over sooner than it is asked for.
+    A CPU's devices share its cores, so there one device alone is measured. float32 products are in float32, like the
+    model's. `size`: of each side; None for 2,048 on a CPU and 8,192 elsewhere. Each call is a chain of `count`
+    products, or of as many more as take 10 ms, because an accelerator finishes one sooner than it can be asked for.
     """
     on_cpu = jax.default_backend() == "cpu"
     size = size or (2048 if on_cpu else 8192)
@@ -35,52 +36,59 @@ def matmul_peak(dtype: str, size: int | None = None, count: int = 1) -> float:
     x = jax.random.normal(jax.random.key(0), (size, size), dtype) / size**0.5  # so that the chain stays finite
     everywhere = [jax.device_put(x, device) for device in devices]
     chain = jax.jit(lambda x: jax.lax.fori_loop(0, count, lambda _, y: jnp.matmul(x, y, precision="highest"), x))
-    seconds = float(run.rounds_of({"chain": lambda: [chain(x) for x in everywhere]}, rounds=7)["chain"].min())
+    seconds = float(rounds_of({"chain": lambda: [chain(x) for x in everywhere]}, rounds=7)["chain"].min())
     peak = len(everywhere) * 2 * size**3 * count / seconds
     return peak if seconds >= 0.01 else matmul_peak(dtype, size, 4 * count)
 
 
-def _steppers(configs: Mapping[Any, Config]) -> tuple[dict[Any, run.Stepper], dict[Any, Row]]:
-    """A stepper for each config that can run, and a row {"refused": why} for each that cannot."""
+def _steppers(configs: Mapping[Key, Config]) -> tuple[dict[Key, Stepper], dict[Key, Row]]:
+    """Return a stepper for each config that can run, and a row {"refused": why} for each that cannot."""
     steppers, refused = {}, {}
     for key, config in configs.items():
         try:
-            steppers[key] = run.Stepper(run.plan(config))
+            steppers[key] = Stepper(plan.plan(config))
         except Refusal as refusal:
             refused[key] = {"refused": str(refusal)}
     return steppers, refused
 
 
 def encodings(configs: Mapping[str, Config], peak: float) -> list[Row]:
-    """A row for each config, by name, with its speed or why it was `refused`; `peak`: FLOP/s of all devices.
+    """Return a row for each config, by name, with its speed or why it was `refused`; `peak`: FLOP/s of all devices.
 
-    Overhead is the median over rounds of its step's ratio to that of `none`.
+    Overhead is the median over rounds of the ratio of its step to that of `none`.
     """
     steppers, rows = _steppers(configs)
-    times = run.rounds_of(steppers, rounds=15)
-    read = decoding(steppers)
+    times = rounds_of(steppers, rounds=15)
+    decoded = decoding(steppers)
     for name, stepper in steppers.items():
-        plan, seconds = stepper.plan, _median(times[name])
-        model, data = plan.config["model"], plan.config["data"]
-        speed = len(plan.members) * plan.data.batch * plan.data.length / seconds
         rows[name] = {
-            "shape": {key: model[key] for key in ("width", "layers", "heads")}
-            | {key: data[key] for key in ("length", "batch")},
-            "vocabulary": plan.program.objective.vocabulary,
-            "dtype": model["dtype"],
-            "devices": plan.mesh.size,
-            "kernel": plan.kernel,
-            "compile_seconds": stepper.compile,
-            "step_seconds": seconds,
-            "tokens_per_second": speed,
-            "peak_flops": peak,
-            "utilization": speed * plan.flops_per_token / (peak * plan.mesh.size / jax.device_count()),
+            **_speed(stepper, _median(times[name]), peak),
             "overhead": _median(times[name] / times["none"]) - 1 if "none" in times else None,
-            "peak_bytes": stepper.peak_bytes,
-            "parameters": plan.parameters,
-            **read[name],
+            **decoded[name],
         }
     return [{"encoding": name, **rows[name]} for name in configs]
+
+
+def _speed(stepper: Stepper, seconds: float, peak: float) -> Row:
+    """Return the speed of a step that takes these seconds."""
+    planned = stepper.plan
+    model, data = planned.config["model"], planned.config["data"]
+    speed = len(planned.members) * planned.data.batch * planned.data.length / seconds
+    sizes = {key: model[key] for key in ("width", "layers", "heads")}
+    return {
+        "shape": sizes | {key: data[key] for key in ("length", "batch")},
+        "vocabulary": planned.program.objective.vocabulary,
+        "dtype": model["dtype"],
+        "devices": planned.mesh.size,
+        "kernel": planned.program.execution.kernel,
+        "compile_seconds": stepper.compile_seconds,
+        "step_seconds": seconds,
+        "tokens_per_second": speed,
+        "peak_flops": peak,
+        "utilization": speed * planned.flops_per_token / (peak * planned.mesh.size / jax.device_count()),
+        "peak_bytes": stepper.bytes,
+        "parameters": planned.parameters,
+    }
 
 
 def _median(values: np.ndarray) -> float:
@@ -88,14 +96,14 @@ def _median(values: np.ndarray) -> float:
 
 
 class Decoder:
-    """Reads the first half of a row at once, and the second one token at a time with the cache, as generate does."""
+    """Reads the first half of a row at once and the second half one token at a time with the cache, like generate."""
 
-    def __init__(self, stepper: run.Stepper):
-        plan = stepper.plan
-        self.model, self.length = plan.program.model(stepper.state, 0), plan.data.length
-        if sharding.rows_alone(plan.mesh):  # one row needs one device
-            self.model = jax.device_put(self.model, plan.mesh.devices.flat[0])
-        self.prompt = jnp.asarray(plan.data.validation[:1, : self.length - self.length // 2])
+    def __init__(self, stepper: Stepper):
+        planned = stepper.plan
+        self.model, self.length = planned.program.model(stepper.state, 0), planned.data.length
+        if sharding.splits_rows_only(planned.mesh):  # one row needs one device
+            self.model = jax.device_put(self.model, planned.mesh.devices.flat[0])
+        self.prompt = jnp.asarray(planned.data.validation[:1, : self.length - self.length // 2])
         graph, self.weights = nnx.split(self.model)
 
         @partial(jax.jit, donate_argnums=1)
@@ -106,28 +114,30 @@ class Decoder:
         self.read = read
 
     def prefill(self) -> jax.Array:
-        """Into an empty cache."""
+        """Read the prompt into an empty cache."""
         empty = self.model.cache(1, self.length)
         self.token, self.cache = self.read(self.weights, empty, self.prompt, jnp.int32(0))
         return self.token
 
     def write(self) -> jax.Array:
-        """All tokens that `prefill` left room for."""
+        """Generate as many tokens as `prefill` left room for."""
         for at in range(self.prompt.shape[1], self.length):
             self.token, self.cache = self.read(self.weights, self.cache, self.token, jnp.int32(at))
         return self.token
 
 
-def decoding(steppers: Mapping[str, run.Stepper]) -> dict[str, Row]:
-    """Seconds of one row, by name: of reading half of it, and of each token of the other half. The steppers lose their
-    state: what the optimizer keeps is no longer needed."""
-    calls, length = {}, {}
+def decoding(steppers: Mapping[str, Stepper]) -> dict[str, Row]:
+    """Return the seconds of decoding one row, by name: of reading half of it, and per token of the other half.
+
+    The steppers lose their state, because the optimizer's part is no longer needed.
+    """
+    calls, length = dict[tuple[str, str], Callable[[], jax.Array]](), dict[str, int]()
     for name, stepper in steppers.items():
         decoder = Decoder(stepper)
         del stepper.state
         calls |= {(name, "prefill"): decoder.prefill, (name, "write"): decoder.write}
         length[name] = decoder.length // 2
-    seconds = {key: _median(values) for key, values in run.rounds_of(calls, rounds=5).items()}
+    seconds = {key: _median(values) for key, values in rounds_of(calls, rounds=5).items()}
     return {
         name: {
             "prefill_seconds": seconds[name, "prefill"],
@@ -139,22 +149,23 @@ def decoding(steppers: Mapping[str, run.Stepper]) -> dict[str, Row]:
 
 
 def parts(config: Config) -> dict[str, float]:
-    """Seconds of the forward pass, the backward pass and the optimizer.
+    """Return the seconds of the forward pass, the backward pass and the optimizer.
 
-    The last two are medians of what a round's gradients took more than its evaluation of the same rows, and its step
-    more than its gradients: what lies below the noise may be negative.
+    The last two are medians over rounds of the gradients' time minus that of an evaluation of the same rows, and of the
+    step's time minus the gradients'. A value below the noise may be negative.
     """
-    stepper = run.Stepper(run.plan(config))
+    stepper = Stepper(plan.plan(config))
     program, rows = stepper.plan.program, stepper.rows
-    first = jnp.asarray(np.asarray(rows[0]))  # on every device, as an evaluation has its rows
-    forward = program.evaluate.lower(stepper.state, first).compile()
+    first = jnp.asarray(np.asarray(rows[0]))  # on every device, like the rows of an evaluation
+    documents = training.Documents(jnp.zeros_like(first[:, 1:]), count=1)
+    forward = program.evaluate.lower(stepper.state, first, documents).compile()
     gradients = program.gradients.lower(stepper.state, rows).compile()
-    calls = {
-        "forward": lambda: forward(stepper.state, first),
+    calls: dict[str, Callable[[], Any]] = {
+        "forward": lambda: forward(stepper.state, first, documents),
         "gradients": lambda: gradients(stepper.state, rows),
         "step": stepper,
     }
-    times = run.rounds_of(calls, rounds=7)
+    times = rounds_of(calls, rounds=7)
     return {
         "forward_seconds": _median(times["forward"]),
         "backward_seconds": _median(times["gradients"] - times["forward"]),
@@ -163,24 +174,26 @@ def parts(config: Config) -> dict[str, float]:
 
 
 def ensembles(config: Config, sizes: Sequence[int]) -> list[Row]:
-    """An ensemble of M members against M single runs in turn; `sizes` begin with 1."""
+    """Compare an ensemble of M members with M single runs in turn; `sizes` begin with 1."""
     steppers, rows = _steppers({size: {**config, "seeds": tuple(range(size))} for size in sizes})
-    times = run.rounds_of(steppers, rounds=4)
+    times = rounds_of(steppers, rounds=4)
     for size, taken in times.items():
         rows[size] = {"step_seconds": _median(taken), "over_in_turn": _median(taken / times[1]) / size}
     return [{"members": size, **rows[size]} for size in sizes]
 
 
-def depths(config: Config, layers: Sequence[int]) -> list[Row]:
-    """Compile time against the number of layers."""
-    steppers, rows = _steppers({each: {**config, "model": {**config["model"], "layers": each}} for each in layers})
-    rows |= {each: {"compile_seconds": stepper.compile} for each, stepper in steppers.items()}
-    return [{"layers": each, **rows[each]} for each in layers]
+def depths(config: Config, layers: Iterable[int]) -> list[Row]:
+    """Return the compile time for each number of layers."""
+    steppers, rows = _steppers({count: {**config, "model": {**config["model"], "layers": count}} for count in layers})
+    rows |= {count: {"compile_seconds": stepper.compile_seconds} for count, stepper in steppers.items()}
+    return [{"layers": count, **rows[count]} for count in layers]
 
 
 def lengths(configs: Mapping[str, Config], lengths: Sequence[int]) -> dict[str, list[Row]]:
-    """By name, seconds and bytes of each of as many tokens as the config's batch has, cut into longer and longer rows;
-    all of them take turns. On one device: the longest are too few for several."""
+    """Return, by name, seconds and bytes per token as one batch of tokens is cut into longer and longer rows.
+
+    On one device, because the longest rows are too few for several.
+    """
     cut, one = {}, {"member": 1, "data": 1, "fsdp": 1, "tensor": 1}
     for name, config in configs.items():
         tokens = config["data"]["length"] * config["data"]["batch"]
@@ -188,34 +201,34 @@ def lengths(configs: Mapping[str, Config], lengths: Sequence[int]) -> dict[str, 
             data = {**config["data"], "length": length, "batch": max(1, tokens // length), "validation_rows": 1}
             cut[name, length] = {**config, "data": data, "mesh": one}
     steppers, rows = _steppers(cut)
-    for key, taken in run.rounds_of(steppers, rounds=3).items():
+    for key, taken in rounds_of(steppers, rounds=3).items():
         data, stepper = cut[key]["data"], steppers[key]
         tokens = data["batch"] * data["length"]
-        rows[key] = {"seconds_per_token": _median(taken) / tokens, "bytes_per_token": stepper.peak_bytes / tokens}
+        rows[key] = {"seconds_per_token": _median(taken) / tokens, "bytes_per_token": stepper.bytes / tokens}
     about = {key: {"length": key[1], "batch": config["data"]["batch"]} for key, config in cut.items()}
     return {name: [about[name, length] | rows[name, length] for length in lengths] for name in configs}
 
 
 def host(config: Config, steps: int) -> dict[str, float]:
-    """The share of the loop that the host waited for data, over `steps` real steps."""
-    stepper = run.Stepper(run.plan(config))
-    plan = stepper.plan
-    batches = plan.data.batches([m.seed for m in plan.members], 0, steps)
+    """Return the share of the time that the host waited for data, over `steps` real steps."""
+    stepper = Stepper(plan.plan(config))
+    planned = stepper.plan
+    batches = planned.data.batches([member.seed for member in planned.members], 0, steps)
     waited, began = 0.0, time.perf_counter()
     for _ in range(steps):
         asked = time.perf_counter()
         rows = next(batches).rows
         waited += time.perf_counter() - asked
-        stepper.rows = jax.device_put(rows, plan.program.rows)
+        stepper.rows = jax.device_put(rows, planned.program.rows)
         jax.block_until_ready(stepper())
     batches.close()
     return {"data_wait_share": waited / (time.perf_counter() - began)}
 
 
 def bookkeeping(config: Config) -> dict[str, float]:
-    """The share of the wall time of a real run without compiling that logging, saving and waiting for saves took."""
+    """Return the share of a real run's time, compilation excluded, that logging and saving took."""
     with tempfile.TemporaryDirectory() as folder:
-        run.train(config, folder, {})
+        loop.train(config, folder, {})
         manifest = json.loads((Path(folder) / "manifest.json").read_text())
     wall = manifest["wall_seconds"] - manifest["compile_seconds"]
     return {"bookkeeping_share": manifest["bookkeeping_seconds"] / wall, "steps": config["steps"]}

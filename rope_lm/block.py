@@ -1,4 +1,4 @@
-"""A layer of the model: what its linear maps, norms and MLP are, and how they join the stream."""
+"""A layer of the model: its linear maps, norms and MLP, and how they join the residual stream."""
 
 import math
 from collections.abc import Callable
@@ -12,37 +12,16 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from rope_lm.positional import einsum
+from rope_lm.kernels.products import linear
+from rope_lm.positional import Shape
 from rope_lm.refusal import Refusal, unknown
 
-# Queries, keys and values of a layer -> what its queries gather, and what is kept of the layer for the cache.
-Attend = Callable[
-    [Float[Array, "B T N H"], Float[Array, "B T N H"], Float[Array, "B T N H"]], tuple[Float[Array, "B T N H"], Any]
-]
-
-
-@jax.custom_vjp
-def product(x: Float[Array, "R D"], w: Float[Array, "D F"]) -> Float[Array, "R F"]:
-    """x w. The gradient of a w that makes its rows narrower is computed as [F D] and turned: of the two arrays that are
-    multiplied the narrower one is then copied first, and a layer's last map has 97 GFLOP/s on a CPU core instead of 55
-    (3% of a step; 128 wide, four times that inside)."""
-    return einsum("rd,df->rf", x, w)
-
-
-def _of_product(kept: tuple[Array, Array], g: Float[Array, "R F"]) -> tuple[Array, Array]:
-    x, w = kept
-    if w.shape[0] > w.shape[1]:
-        of_w = jax.lax.optimization_barrier(einsum("rf,rd->fd", g, x)).T  # else XLA turns it back
-    else:
-        of_w = einsum("rd,rf->df", x, g)
-    return einsum("rf,df->rd", g, w), of_w
-
-
-product.defvjp(lambda x, w: (product(x, w), (x, w)), _of_product)
+# From the input of a layer's attention to its output before the last linear map, and what the layer hands back.
+Attend = Callable[[Float[Array, "R D"]], tuple[Float[Array, "R _"], Any]]
 
 
 class Linear(nnx.Module):
-    """y = x w, or x w + b. Initial values of w are normal with variance `gain`^2 / D, those of b are zero."""
+    """y = x w, or x w + b. Initial weights are normal with variance `gain`^2 / D; biases start at zero."""
 
     def __init__(
         self,
@@ -59,7 +38,7 @@ class Linear(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "R D"]) -> Float[Array, "R F"]:
-        y = product(x, self.weight[...].astype(self.dtype))
+        y = linear(x, self.weight[...].astype(self.dtype))
         return checkpoint_name(y if self.bias is None else y + self.bias[...].astype(self.dtype), "product")
 
 
@@ -109,28 +88,28 @@ MLPS = {
 }
 
 
-def _pre(block: "Block", x: Float[Array, "R D"], attention: Callable) -> tuple[Float[Array, "R D"], Any]:
-    y, kept = attention(block.attention_norm(x))
+def _pre(block: "Block", x: Float[Array, "R D"], attend: Attend) -> tuple[Float[Array, "R D"], Any]:
+    y, kept = block.attention(block.attention_norm(x), attend)
     x = x + y
     return x + block.mlp(block.mlp_norm(x)), kept
 
 
-def _parallel(block: "Block", x: Float[Array, "R D"], attention: Callable) -> tuple[Float[Array, "R D"], Any]:
-    y, kept = attention(block.attention_norm(x))
+def _parallel(block: "Block", x: Float[Array, "R D"], attend: Attend) -> tuple[Float[Array, "R D"], Any]:
+    y, kept = block.attention(block.attention_norm(x), attend)
     return x + y + block.mlp(block.mlp_norm(x)), kept
 
 
-def _post(block: "Block", x: Float[Array, "R D"], attention: Callable) -> tuple[Float[Array, "R D"], Any]:
-    y, kept = attention(x)
+def _post(block: "Block", x: Float[Array, "R D"], attend: Attend) -> tuple[Float[Array, "R D"], Any]:
+    y, kept = block.attention(x, attend)
     x = block.attention_norm(x + y)
     return block.mlp_norm(x + block.mlp(x)), kept
 
 
 class Residual(NamedTuple):
-    """How attention and the MLP join the stream of a block, and where the model's own norm stands."""
+    """The order of norms, attention, MLP and residual connections in a block, and the place of the model's own norm."""
 
-    join: Callable[["Block", Float[Array, "R D"], Callable], tuple[Float[Array, "R D"], Any]]
-    norm_first: bool  # before the blocks, on the embeddings; otherwise after the blocks, before the logits
+    join: Callable[["Block", Float[Array, "R D"], Attend], tuple[Float[Array, "R D"], Any]]
+    norm_first: bool  # True: before the blocks, on the embeddings; False: after the blocks, before the logits
 
 
 RESIDUALS = {
@@ -142,11 +121,11 @@ RESIDUALS = {
 
 @dataclass(frozen=True)
 class Style:
-    """What layers are made of, beside their sizes: the section `model.block` of a config.
+    """The kind of layers, apart from their sizes: the section `model.block` of a config.
 
-    `norm` and its `epsilon`, `mlp` and `residual` as in the tables above; `biases` on linear maps, and on norms that
-    can have one; `transform`: a linear map, an activation and a norm before the logits, and a bias on them, as in
-    BERT's head for masked language modelling. Raises Refusal for a name that is not in a table.
+    `norm` and its `epsilon`, `mlp` and `residual` as in the tables above; `biases` on linear maps and on layer norms;
+    `transform`: a linear map, an activation and a norm before the logits, and a bias on the logits, as in BERT's head
+    for masked language modelling. Raises Refusal for a name that is not in a table.
     """
 
     norm: str
@@ -164,61 +143,60 @@ class Style:
             raise Refusal(f"model.block.epsilon={self.epsilon}: must be above 0, as 1e-6 (added to a mean square)")
 
     def make_norm(self, width: int) -> nnx.Module:
+        """Build a norm of this style."""
         return NORMS[self.norm](width, self.epsilon, self.biases)
-
-    def inner(self, hidden: int) -> int:
-        """Results of products inside the MLP, of one token."""
-        return (1 + MLPS[self.mlp].gated) * hidden
-
-    def weights(self, width: int, hidden: int) -> int:
-        """Of the matrix products of one block."""
-        return width * (4 * width + self.inner(hidden) + hidden)
 
 
 class Block(nnx.Module):
-    """Attention and an MLP, each with a norm, joined to the stream as the style says."""
+    """Attention and an MLP, each with a norm, joined to the residual stream as the style says."""
 
-    def __init__(
-        self, width: int, heads: int, hidden: int, layers: int, style: Style, dtype: jnp.dtype, rngs: nnx.Rngs
-    ):
-        self.heads, self.style = heads, style
+    def __init__(self, shape: Shape, hidden: int, style: Style, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.heads, self.head_size, self.style = shape.heads, shape.head_size, style
+        width, inner = shape.width, shape.heads * shape.head_size
 
-        def linear(inner: int, outer: int, axes: tuple[str, str], gain: float = 1.0) -> Linear:
-            return Linear((inner, outer), axes, gain, dtype, rngs, style.biases)
+        def layer(rows: int, columns: int, axes: tuple[str, str], gain: float = 1.0) -> Linear:
+            return Linear((rows, columns), axes, gain, dtype, rngs, style.biases)
 
-        # Keeps the variance of the stream at the depth's end near that of its start.
-        residual = 1 / math.sqrt(2 * layers)
+        # Keeps the variance of the stream at the last layer near that at the first.
+        residual = 1 / math.sqrt(2 * shape.layers)
         self.attention_norm = style.make_norm(width)
-        # One product for q, k and v, heads outermost: a mesh that splits the heads then splits no head.
-        self.qkv = linear(width, 3 * width, ("width", "heads"))
-        self.out = linear(width, width, ("heads", "width"), residual)
+        # One product for q, k and v, heads outermost, so that a mesh that splits the heads splits no head.
+        self.qkv = layer(width, 3 * inner, ("width", "heads"))
+        self.out = layer(inner, width, ("heads", "width"), residual)
         self.mlp_norm = style.make_norm(width)
-        self.up = linear(width, hidden, ("width", "hidden"))
-        self.down = linear(hidden, width, ("hidden", "width"), residual)
-        self.gate = linear(width, hidden, ("width", "hidden")) if MLPS[style.mlp].gated else None
+        self.up = layer(width, hidden, ("width", "hidden"))
+        self.down = layer(hidden, width, ("hidden", "width"), residual)
+        self.gate = layer(width, hidden, ("width", "hidden")) if MLPS[style.mlp].gated else None
 
-    def __call__(self, x: Float[Array, "R D"], batch: int, attend: Attend) -> tuple[Float[Array, "R D"], Any]:
-        """x [B*T D] after the block, and what `attend` keeps."""
-        return RESIDUALS[self.style.residual].join(self, x, partial(self.attention, batch=batch, attend=attend))
+    def __call__(self, x: Float[Array, "R D"], attend: Attend) -> tuple[Float[Array, "R D"], Any]:
+        """Return x [B*T D] after the block, and what `attend` hands back."""
+        return RESIDUALS[self.style.residual].join(self, x, attend)
 
-    def attention(self, x: Float[Array, "R D"], batch: int, attend: Attend) -> tuple[Float[Array, "R D"], Any]:
-        rows, width = x.shape
-        qkv = self.qkv(x).reshape(batch, rows // batch, self.heads, 3, width // self.heads)
-        q, k, v = (
-            part.squeeze(3) for part in jnp.split(qkv, 3, axis=3)
-        )  # the gradient of a split is one concatenation
-        attended, kept = attend(q, k, v)
-        return self.out(attended.reshape(rows, width)), kept
+    def queries_keys_values(
+        self, x: Float[Array, "R D"], batch: int
+    ) -> tuple[Float[Array, "B T N H"], Float[Array, "B T N H"], Float[Array, "B T N H"]]:
+        """Return the queries, keys and values of x [B*T D]."""
+        qkv = self.qkv(x).reshape(batch, len(x) // batch, self.heads, 3, self.head_size)
+        q, k, v = jnp.split(qkv, 3, axis=3)  # the gradient of a split is one concatenation
+        return q.squeeze(3), k.squeeze(3), v.squeeze(3)
+
+    def attention(self, x: Float[Array, "R D"], attend: Attend) -> tuple[Float[Array, "R D"], Any]:
+        """Return the output of attention for its input x, and what `attend` hands back."""
+        attended, kept = attend(x)
+        return self.out(attended), kept
 
     def mlp(self, x: Float[Array, "R D"]) -> Float[Array, "R D"]:
+        """Return the MLP's output."""
         activation = MLPS[self.style.mlp].activation
         up = self.up(x)
         return self.down(activation(up) if self.gate is None else activation(self.gate(x)) * up)
 
 
 class Transform(nnx.Module):
-    """What BERT has between its last layer and the logits (arXiv 1810.04805, in the released code): a linear map, the
-    activation, a norm; and a bias on the logits."""
+    """BERT's head: a linear map, the activation and a norm before the logits, and a bias on them.
+
+    Source: arXiv 1810.04805, in the released code.
+    """
 
     def __init__(self, width: int, vocabulary: int, style: Style, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.dense = Linear((width, width), ("width", "heads"), 1.0, dtype, rngs, style.biases)

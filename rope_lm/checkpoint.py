@@ -1,8 +1,10 @@
-"""Checkpoints: Orbax writes them, our own sums say whether they are whole."""
+"""Checkpoints: written by Orbax, verified by our own checksums.
+
+Orbax restores flipped bits without an error, so the sha256 of every file is stored and compared.
+"""
 
 import hashlib
 import json
-import logging
 import os
 import re
 import shutil
@@ -15,50 +17,36 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
-from rope_lm.journal import write_json
+from rope_lm import migrate
 from rope_lm.refusal import Refusal
+from rope_lm.run_directory import write_json
 
-SUMS = "sha256.json"  # of every other file; written last: a checkpoint without it was never finished
+SUMS = "sha256.json"  # of every other file; written last, so a checkpoint without it was never finished
 ABOUT = "about.json"  # shapes and dtypes of the tree, and the note
 
 
-def _save_one_copy() -> None:
-    """Of an array that lies whole on several devices. Orbax would cut a piece from each, by a program for every shape,
-    which take longer to compile than the step of a small model (2 s of 9 from command to end)."""
-    handler = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
-    orbax = logging.getLogger("absl")
-    before = orbax.level
-    orbax.setLevel(logging.ERROR)  # it warns of what is meant: that another handler is replaced
-    ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
-    orbax.setLevel(before)
-
-
-_save_one_copy()
-
-
 class Saved(NamedTuple):
-    """What a checkpoint holds."""
+    """The content of a checkpoint."""
 
     step: int
     tree: Any
-    note: Any  # as it was given to `save`
+    note: Any  # as given to `save`
 
 
 class Checkpoints:
-    """The checkpoints of a run, in folders named by their step. A context manager.
+    """The checkpoints of a run, in folders named after their steps. A context manager.
 
-    Orbax restores flipped bits without a word, so every file's sha256 is kept and checked. `saved` is the last step
-    that was, 0 before the first; `tell` is called with each later one, in another thread, once it is whole on disk.
-    Opening removes what a killed save left behind.
+    `saved` is the last step known to be saved, 0 before the first. `tell` is called in another thread with each step
+    whose checkpoint is whole on disk. Opening removes the remains of a save that was killed.
     """
 
     def __init__(self, directory: Path, keep: int, saved: int = 0, tell: Callable[[int], None] = lambda step: None):
         self.directory, self.keep, self.saved, self.tell = directory.absolute(), keep, saved, tell
         self.directory.mkdir(parents=True, exist_ok=True)
         for folder in _by_step(self.directory):
-            if not (folder / SUMS).exists() and int(folder.name) > saved:  # an earlier one lost its sums: damage
+            if not (folder / SUMS).exists() and int(folder.name) > saved:  # at `saved` or before, it is damage
                 shutil.rmtree(folder)
-        self.orbax = ocp.StandardCheckpointer()
+        self.orbax = _checkpointer()
         self.sealing: threading.Thread | None = None
         self.failure: BaseException | None = None
 
@@ -71,23 +59,21 @@ class Checkpoints:
         self.orbax.close()
 
     def restore(self, abstract: Any) -> Saved | None:
-        """The newest whole checkpoint, with the shapes, dtypes and shardings of `abstract`.
+        """Return the newest whole checkpoint, with the shapes, dtypes and shardings of `abstract`; None if there never
+        was one.
 
-        None where none was ever saved. One that is not whole is named, moved to `bad/` and the one before it is
-        used. Raises Refusal when none is whole or left, and when the tree is another one than `abstract`.
+        A damaged checkpoint is reported, moved to `bad/` and the one before it is used. Raises Refusal if none is
+        whole or left, and if the tree differs from `abstract`.
         """
-        folders = _by_step(self.directory)
         faults = []
-        for folder in folders:
+        for folder in _by_step(self.directory):
             fault = damage(folder)
             if fault is None:
-                about = json.loads((folder / ABOUT).read_text())
-                _check_tree(folder, about["tree"], _describe(abstract))
-                return Saved(int(folder.name), self.orbax.restore(folder / "state", abstract), about["note"])
+                return _load(self.orbax, folder, abstract)
             faults.append(f"step {folder.name}: {fault}")
             print(f"checkpoint {faults[-1]}; moved to {self._set_aside(folder)}", file=sys.stderr)
-        bad = faults or [f"bad/{each.name}" for each in sorted((self.directory / "bad").glob("*"))]
-        if bad:  # also when they were set aside before: training from the start is for a person to decide
+        bad = faults or [f"bad/{path.name}" for path in sorted((self.directory / "bad").glob("*"))]
+        if bad:  # also if they were set aside earlier: a person decides whether to train from the start
             raise Refusal(
                 f"no checkpoint in {self.directory} is whole ({'; '.join(bad)}): delete the run's folder to train "
                 "from the start, or bring a whole checkpoint back"
@@ -101,33 +87,33 @@ class Checkpoints:
 
     @staticmethod
     def read(directory: Path, abstract: Any) -> Saved:
-        """The newest whole checkpoint of a run that another process may be training; changes nothing in the folder.
+        """Return the newest whole checkpoint of a run that may be training; nothing in the folder changes.
 
-        Raises Refusal when there is none that is whole, and when the tree is another one than `abstract`.
+        Raises Refusal if none is whole, and if the tree differs from `abstract`.
         """
         for folder in _by_step(directory) if directory.is_dir() else ():
             if damage(folder) is None:
-                about = json.loads((folder / ABOUT).read_text())
-                _check_tree(folder, about["tree"], _describe(abstract))
-                with ocp.StandardCheckpointer() as orbax:
-                    return Saved(int(folder.name), orbax.restore(folder.absolute() / "state", abstract), about["note"])
+                with _checkpointer() as orbax:
+                    return _load(orbax, folder.absolute(), abstract)
         raise Refusal(f"{str(directory)!r} holds no whole checkpoint: train the run, or let it save once")
 
     def save(self, step: int, tree: Any, note: Any = None) -> None:
-        """Returns when Orbax holds the tree; it is written, summed and sealed behind, with a note that is JSON. A
-        failure of the save before it is raised here."""
+        """Save a tree with a note that is JSON. Returns once Orbax holds a copy; the rest happens in the background.
+
+        Raises the failure of the save before this one.
+        """
         self.wait()
         folder = self.directory / str(step)
         if folder.exists():
-            return  # sealed already: a run that was stopped at this very step
+            return  # already sealed: the run was stopped at this step before
         folder.mkdir()
         write_json(folder / ABOUT, {"tree": _describe(tree), "note": note})
-        self.orbax.save(folder / "state", tree)
+        self.orbax.save(folder / "state", args=ocp.args.PyTreeSave(tree))
         self.sealing = threading.Thread(target=self._seal, args=(folder,), daemon=True)
         self.sealing.start()
 
     def wait(self) -> None:
-        """Until everything is on disk and sealed. Raises what made a save fail (a full disk, say)."""
+        """Wait until every save is on disk and sealed. Raises whatever made one fail, such as a full disk."""
         if self.sealing:
             self.sealing.join()
             self.sealing = None
@@ -137,46 +123,26 @@ class Checkpoints:
 
     def _seal(self, folder: Path) -> None:
         try:
-            self.orbax.wait_until_finished()  # the only place where Orbax tells of a full disk
-            write_json(folder / SUMS, _sums(folder))
+            self.orbax.wait_until_finished()  # the only place where Orbax reports a full disk
+            files = sorted(path for path in folder.rglob("*") if path.is_file())
+            write_json(folder / SUMS, {path.relative_to(folder).as_posix(): _sha256(path) for path in files})
             self.tell(int(folder.name))
         except BaseException as error:
-            self.failure = _of_the_system(error, folder)
+            self.failure = _as_os_error(error, folder)
             shutil.rmtree(folder, ignore_errors=True)
             return
         for old in _by_step(self.directory)[self.keep :]:
-            shutil.rmtree(old, ignore_errors=True)  # one that stays is in nobody's way
+            shutil.rmtree(old, ignore_errors=True)  # one that cannot be removed does no harm
 
     def _set_aside(self, folder: Path) -> Path:
         bad = self.directory / "bad"
         bad.mkdir(exist_ok=True)
-        number = sum(each.name.startswith(folder.name) for each in bad.iterdir())
+        number = sum(path.name.startswith(folder.name) for path in bad.iterdir())
         return folder.rename(bad / f"{folder.name}.{number}")
 
 
-def _by_step(directory: Path) -> list[Path]:
-    """The checkpoints, the newest first; by step, since a clock can be wrong."""
-    found = [each for each in directory.iterdir() if each.is_dir() and each.name.isdigit()]
-    return sorted(found, key=lambda each: -int(each.name))
-
-
-def _check_tree(folder: Path, stored: dict[str, str], wanted: dict[str, str]) -> None:
-    for path in sorted(stored.keys() | wanted.keys()):
-        if stored.get(path) != wanted.get(path):
-            raise Refusal(
-                f"checkpoint {folder} holds {path} as {stored.get(path, 'nothing')}, this program has "
-                f"{wanted.get(path, 'nothing')}: it is of another model; use another workdir"
-            )
-
-
-def _of_the_system(error: BaseException, folder: Path) -> BaseException:
-    """As an OSError what the operating system refused: Orbax tells of it in words only."""
-    code = re.search(r"os_error_code='(\d+)'", str(error))
-    return OSError(int(code[1]), os.strerror(int(code[1])), str(folder)) if code else error
-
-
 def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint's files, or None where each is what it was when it was written."""
+    """Return what is wrong with the files of a checkpoint; None if all are as they were written."""
     try:
         known = dict(json.loads((folder / SUMS).read_text()))
     except (OSError, ValueError, TypeError):
@@ -192,13 +158,56 @@ def damage(folder: Path) -> str | None:
     return None
 
 
+def _checkpointer() -> ocp.AsyncCheckpointer:
+    """Return Orbax's writer and reader of trees of arrays.
+
+    An array replicated over devices is written from one of them. Orbax's default writes a piece from each, and
+    compiles a program per shape for that, which takes longer than compiling the step of a small model.
+    """
+    arrays = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
+    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+    return ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=registry))
+
+
+def _load(orbax: ocp.AsyncCheckpointer, folder: Path, abstract: Any) -> Saved:
+    """Read a whole checkpoint. Raises Refusal if its tree differs from `abstract`, which gives the shardings."""
+    about = json.loads((folder / ABOUT).read_text())
+    stored, wanted = {migrate.leaf(path): kind for path, kind in about["tree"].items()}, _describe(abstract)
+    for path in sorted(stored.keys() | wanted.keys()):
+        if stored.get(path) != wanted.get(path):
+            raise Refusal(
+                f"checkpoint {folder} holds {path} as {stored.get(path, 'nothing')}, this program has "
+                f"{wanted.get(path, 'nothing')}: it is of another model; use another workdir"
+            )
+    # The tree as it lies on disk, with our leaves: names may be of an earlier version, containers are Orbax's own.
+    leaves, structure = jax.tree.flatten(abstract)
+    by_name = dict(zip(wanted, leaves, strict=True))
+    metadata = orbax.metadata(folder / "state").item_metadata.tree
+    target = jax.tree_util.tree_map_with_path(lambda path, _: by_name[_name(path)], metadata)
+    arguments = ocp.checkpoint_utils.construct_restore_args(target)
+    restored = orbax.restore(folder / "state", args=ocp.args.PyTreeRestore(target, arguments))
+    found = {_name(path): leaf for path, leaf in jax.tree.leaves_with_path(restored)}
+    return Saved(int(folder.name), jax.tree.unflatten(structure, [found[name] for name in wanted]), about["note"])
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return migrate.leaf(jax.tree_util.keystr(path, simple=True, separator="/"))
+
+
 def _describe(tree: Any) -> dict[str, str]:
-    return {jax.tree_util.keystr(path): f"{x.dtype}{list(x.shape)}" for path, x in jax.tree.leaves_with_path(tree)}
+    return {_name(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
-def _sums(folder: Path) -> dict[str, str]:
-    files = sorted(each for each in folder.rglob("*") if each.is_file())
-    return {each.relative_to(folder).as_posix(): _sha256(each) for each in files}
+def _by_step(directory: Path) -> list[Path]:
+    """Return the checkpoints, newest first; by step, because a clock can be wrong."""
+    found = [path for path in directory.iterdir() if path.is_dir() and path.name.isdigit()]
+    return sorted(found, key=lambda path: -int(path.name))
+
+
+def _as_os_error(error: BaseException, folder: Path) -> BaseException:
+    """Return an OSError for a failure of the operating system, which Orbax reports in words only."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return OSError(int(code[1]), os.strerror(int(code[1])), str(folder)) if code else error
 
 
 def _sha256(path: Path) -> str:

@@ -1,58 +1,93 @@
-"""How a platform runs a program: chosen here, but for the kernel of attention, which hangs on the encoding too
-(attention/softmax.py). It changes how long training takes, and what is learned by rounding alone."""
+"""The one place where the platform decides how a program runs. Results change by rounding only."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-WRITTEN_OUT = {"cpu": 4, "gpu": 12}  # layers at most
+from rope_lm.kernels.softmax import KERNELS
+from rope_lm.positional import Effects
+from rope_lm.refusal import Refusal, unknown
+
+UNROLLED = {"cpu": 4, "gpu": 12}  # most layers to unroll, so that compiling stays short
+PIECE = 512  # least tokens in a piece of a CPU's batch: its activations then fit a core's cache
 
 
 class Execution(NamedTuple):
-    """What the manifest of a run says of it."""
+    """Decisions made for a platform, recorded in the manifest."""
 
-    in_turn: bool  # members one after another, instead of all at once
+    kernel: str  # computes attention
+    members_in_turn: bool  # one member of the ensemble after another, instead of all at once
     pieces: int  # of a batch, one after another
-    written_out: bool  # the layers, instead of a loop
-    in_place: bool  # a step's state takes the memory of the one before
+    unroll: bool  # layers one after another, instead of a loop
+    compiler_options: Mapping[str, bool]  # of every program
+    init_options: Mapping[str, int]  # of the program that draws initial values, in addition
 
 
 def choose(
+    config: Mapping[str, Any],
+    effects: Effects,
+    *,
     platform: str,
     mesh: Mapping[str, int],
-    layers: int,
-    remat: str,
-    batch: int,
-    accumulate: int,
-    length: int,
-    in_turn: bool,
+    deterministic: bool,
 ) -> Execution:
-    """For a `platform` as JAX names it, and a mesh of these sizes that divide the rows of `batch`; `in_turn`: members
-    cannot be computed at once. Times were measured on two CPU cores, a device each (128 wide, 4 layers, length 256,
-    batch 16), and on an H200 (GPT-2 small: 32 rows of 1,024 tokens, 50,257 of them, bfloat16)."""
-    # A loop has to put what it keeps into larger arrays. Without it XLA keeps what it likes, whatever `remat` says, but
-    # for "full", which asks for little memory and so stays a loop: 205 ms a step become 189, and 85 on the H200 76. Few
-    # layers alone: compiling is to stay short.
-    written_out = layers <= WRITTEN_OUT.get(platform, 0) and remat != "full"
-    if platform != "cpu":
-        return Execution(
-            in_turn=in_turn and mesh["member"] == 1,
-            pieces=accumulate,
-            written_out=written_out,
-            in_place=True,
-        )
+    """Choose how a run executes.
+
+    `config`: the whole config of the run; `effects`: of its encoding; `platform` as JAX names it; `mesh`: sizes of its
+    axes, which divide the rows of a piece; `deterministic`: ask XLA for the same bits in every run. Raises Refusal
+    for a kernel that is unknown or cannot run on this platform.
+    """
+    model, accumulation = config["model"], config["optimizer"]["accumulation_steps"]
+    layers, on_cpu = model["layers"], platform == "cpu"
+    kernel = _kernel(model, effects, platform, apart=mesh["member"])
+    # cuDNN adds one bias to the logits of all rows, so members computed at once cannot have biases of their own.
+    fused_bias = kernel == "cudnn" and effects.bias
+    pieces = accumulation
+    if on_cpu:
+        rows = config["data"]["batch"] // accumulation // (mesh["data"] * mesh["fsdp"])
+        pieces *= _pieces(rows, config["data"]["length"])
+    # On a GPU sums otherwise depend on the order in which threads finish.
+    options = {"xla_gpu_deterministic_ops": True} if deterministic and platform == "gpu" else {}
     return Execution(
-        # A batch dimension, even of one, makes matrix products a third slower: 143 ms a step of one member become 194.
-        in_turn=mesh["member"] == 1,
-        pieces=accumulate * _that_fit_a_cache(batch // accumulate // (mesh["data"] * mesh["fsdp"]), length),
-        written_out=written_out,
-        # XLA then copies parameters and moments first, to read them once more: 2% of a step, and as much memory.
-        in_place=False,
+        kernel=kernel,
+        # A CPU's matrix products are a third slower with a batch dimension, even of one.
+        members_in_turn=(on_cpu or fused_bias) and mesh["member"] == 1,
+        pieces=pieces,
+        unroll=layers <= UNROLLED.get(platform, 0) and model["remat"] != "full",
+        compiler_options=options,
+        # It runs once, and LLVM's later passes take longer than they save; the bits stay the same.
+        init_options={"xla_backend_optimization_level": 1} if on_cpu else {},
     )
 
 
-def _that_fit_a_cache(rows: int, length: int) -> int:
-    """As many pieces of a device's rows as leave each at least 512 tokens, so that what it works on stays in its core's
-    cache. On an Intel Xeon, which has 2 MB for a core, 334 ms a step become 246 (263 with 1,024 tokens); on an AMD EPYC
-    209 became 193 to 201 (189 with 1,024)."""
-    finer = [count for count in range(1, rows + 1) if rows % count == 0 and rows // count * length >= 512]
-    return max(finer, default=1)
+def _pieces(rows: int, length: int) -> int:
+    """Return the largest number of equal pieces of a device's rows that have at least PIECE tokens each."""
+    counts = [count for count in range(1, rows + 1) if rows % count == 0 and rows // count * length >= PIECE]
+    return max(counts, default=1)
+
+
+def _kernel(model: Mapping[str, Any], effects: Effects, platform: str, apart: int) -> str:
+    """Return the kernel that model.attention.kernel stands for; "auto" is the fastest of those that fit.
+
+    JAX calls ROCm "gpu" too, so an AMD GPU needs kernel=xla. `apart`: devices that members are spread over.
+    """
+    if "kernel" not in model["attention"]:
+        return str(model["attention"].get("name"))  # attention with a single implementation
+    kernel, head_size, dtype = model["attention"]["kernel"], effects.head_size, model["dtype"]
+    many = effects.score or (effects.bias and apart > 1)  # biases that differ between rows computed at once
+    fused = platform == "gpu" and dtype == "bfloat16" and not many
+    sized = head_size % 8 == 0 and head_size <= 128  # supported by every GPU's cuDNN
+    if kernel == "auto":
+        return "cudnn" if fused and sized else "blocked" if platform == "cpu" else "xla"
+    if kernel not in KERNELS:
+        raise unknown("model.attention.kernel", kernel, ["auto", *KERNELS])
+    if kernel == "cudnn" and not fused:
+        raise Refusal(
+            "model.attention.kernel=cudnn runs on NVIDIA GPUs in bfloat16 and adds one bias to the logits of all rows, "
+            f"not on {platform} in {dtype}{' with many' if many else ''}: choose auto, xla or blocked"
+        )
+    if kernel == "cudnn" and not sized:
+        raise Refusal(
+            "model.attention.kernel=cudnn takes heads whose size is a multiple of 8 and at most 128, here it is "
+            f"{head_size}: choose auto or xla, or another model.heads or model.head_size"
+        )
+    return kernel

@@ -1,4 +1,4 @@
-"""Beyond the trained length: the same text, read in pieces of 1, 2, 4, 8 times the length that a run was trained on."""
+"""Loss beyond the trained length: the same text in pieces of 1, 2, 4, 8 times that length."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,23 +11,20 @@ from rope_lm import objective, trained
 from rope_lm.refusal import Refusal
 from rope_lm.transformer import Transformer
 
-BINS = 24  # of positions, in the loss by position; each as many times as wide as the one before
-# What may be chosen for a rotary run at evaluation, without training again; `factor` is how much longer the rows are.
+BINS = 24  # of positions, in the loss by position; widths grow geometrically
+# Encodings that a rotary run can be evaluated with, without training. `factor` is how much longer the rows are.
 SCALINGS: dict[str, dict[str, float]] = {
     "rotary_linear": {},
-    "rotary_ntk": {},  # what dynamic scaling is too, of rows that all have one length
+    "rotary_ntk": {},  # equal to dynamic scaling if all rows have one length
     "yarn": {"beta_fast": 32.0, "beta_slow": 1.0},
 }
 
 
 def check(workdir: Path) -> dict[str, Any]:
-    """The config of a run that can be measured. Raises Refusal where there is none, and for one whose task longer rows
-    would change."""
+    """Return the config of a run that can be measured. Raises Refusal if longer rows would change its task."""
     config, _ = trained.read(workdir)
     if config["objective"]["name"] != "causal":
-        raise Refusal(
-            f"{str(workdir)!r} was trained with objective={config['objective']['name']}: takes causal runs alone"
-        )
+        raise Refusal(f"{str(workdir)!r} was trained with objective={config['objective']['name']}: give a causal run")
     if config["data"]["name"].startswith("probe:"):
         raise Refusal(
             f"{str(workdir)!r} was trained on {config['data']['name']}, whose rows are another task when they are "
@@ -37,17 +34,17 @@ def check(workdir: Path) -> dict[str, Any]:
 
 
 def measure(workdir: Path, rows: np.ndarray, multiple: int, scaling: str) -> dict[str, Any]:
-    """Nats per token of every member of a run that did not diverge, at `multiple` times its length, over `rows` of
-    `text`.
+    """Measure the nats per token of every finite member of a run at `multiple` times its length.
 
-    `apart`: the rows cut into pieces that do not overlap, and the loss by position in them; `sliding`: windows that
-    overlap, each token of the row with at least `multiple - 1/2` lengths before it where there are so many. Raises
-    Refusal, with the reason, where the encoding cannot.
+    `rows`: int [R, W], the text. `scaling`: a name in SCALINGS, or "" for the run's own encoding. `apart`: loss in
+    pieces that do not overlap, also by position; `sliding`: loss in windows that overlap, in which each token has at
+    least `multiple - 1/2` lengths before it if the row has so many. Raises Refusal if the encoding cannot read such
+    rows.
     """
     config = check(workdir)
     short = config["data"]["length"]
     length = short * multiple
-    run = trained.load(workdir, position(config["model"]["position"], scaling, multiple, short), length).whole()
+    run = trained.load(workdir, position(config["model"]["position"], scaling, multiple, short), length).finite()
     pieces = _cut(rows, range(0, rows.shape[1] - 1, length), length)
     starts = _starts(rows.shape[1] - 1, length, max(1, short // 2))
     windows = _cut(rows, starts, length)
@@ -72,32 +69,34 @@ def measure(workdir: Path, rows: np.ndarray, multiple: int, scaling: str) -> dic
 
 
 def position(row: Mapping[str, Any], scaling: str, multiple: int, short: int) -> dict[str, Any]:
-    """The config row of the encoding to evaluate with at `multiple` times `short`, the trained length: the run's own,
-    or rotary scaled by one of SCALINGS. Raises Refusal for rows that an encoding has learned nothing of."""
+    """Return the config row of the encoding to evaluate with at `multiple` times `short`, the trained length.
+
+    It is the run's own, or rotary scaled by one of SCALINGS. Raises Refusal for positions that were never trained.
+    """
     if multiple == 1:
         return dict(row)
     if row.get("limit") is not None:
-        raise Refusal(f"{row['name']}: no position from {short} on was trained, there is none to read longer text with")
+        raise Refusal(f"{row['name']}: positions from {short} on were not trained, so longer rows cannot be read")
     if not scaling:
         return dict(row)
     if row["name"] != "rotary":
         raise Refusal(f"{scaling} scales rotary, the run was trained with {row['name']}")
-    made = {"name": scaling, "base": row["base"], "factor": float(multiple), **SCALINGS[scaling]}
-    return made | ({} if scaling in ("rotary_linear", "rotary_ntk") else {"trained_length": short})
+    scaled = {"name": scaling, "base": row["base"], "factor": float(multiple), **SCALINGS[scaling]}
+    return scaled | ({} if scaling in ("rotary_linear", "rotary_ntk") else {"trained_length": short})
 
 
 def _cut(rows: np.ndarray, starts: Sequence[int], length: int) -> np.ndarray:
-    """[rows pieces length + 1]: the pieces of each row that begin at `starts`."""
+    """Return [rows, pieces, length + 1]: the pieces of each row that begin at `starts`."""
     return np.stack([rows[:, start : start + length + 1] for start in starts], axis=1)
 
 
 def _starts(tokens: int, length: int, stride: int) -> list[int]:
-    """Where windows over so many tokens begin: one every `stride`, and one that ends where they do."""
+    """Return the starts of windows over these tokens: one every `stride`, and one that ends at the last token."""
     return [*range(0, tokens - length, stride), tokens - length]
 
 
 def _fresh(nats: np.ndarray, starts: Sequence[int]) -> np.ndarray:
-    """Of windows [rows windows length], every token's loss once: all of the first window, then what each adds."""
+    """Return every token's loss once, from overlapping windows: all of the first, then what each later one adds."""
     steps = np.diff(starts)
     later = [nats[:, 1 + i, -step:] for i, step in enumerate(steps)]
     return np.concatenate([nats[:, 0], *later], axis=1)

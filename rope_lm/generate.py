@@ -1,4 +1,4 @@
-"""Sampling from a model, one token at a time, with a cache of keys and values."""
+"""Sample from a model, one token at a time, with a cache of keys and values."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from rope_lm.positional import check_length
 from rope_lm.positions import contiguous
 from rope_lm.refusal import Refusal
 from rope_lm.transformer import Cache, Transformer
@@ -17,8 +18,11 @@ from rope_lm.transformer import Cache, Transformer
 def pick(
     logits: Float[Array, "V"], key: jax.Array, temperature: float | Float[Array, ""], top_p: float | Float[Array, ""]
 ) -> Int[Array, ""]:
-    """A token drawn from softmax(logits / temperature), among the likeliest that together have probability `top_p`
-    (nucleus sampling, arXiv 1904.09751, section 3.1); the likeliest token at temperature 0."""
+    """Draw a token from softmax(logits / temperature); at temperature 0, return the likeliest.
+
+    Only the likeliest tokens that together have probability `top_p` are drawn (nucleus sampling, arXiv 1904.09751,
+    section 3.1).
+    """
     order = jnp.argsort(-logits)
     sharp = logits[order] / jnp.maximum(temperature, 1e-6)
     likely = jax.nn.softmax(sharp)
@@ -30,9 +34,10 @@ def pick(
 def generate(
     model: Transformer, prompt: Sequence[int] | np.ndarray, count: int, temperature: float, top_p: float, seed: int
 ) -> Iterator[int]:
-    """`count` tokens after those of the prompt, as they are drawn; the same for the same arguments.
+    """Yield `count` tokens that follow the prompt. Equal arguments give equal tokens.
 
-    Raises Refusal for a prompt without a token, for settings that cannot be, and where the encoding ends before.
+    Raises Refusal for a prompt without a token, for settings out of range, for a model that is not causal, and if the
+    encoding cannot encode so many positions.
     """
     if not len(prompt):
         raise Refusal("the prompt has no token: begin with the separator where there is no text")
@@ -42,12 +47,14 @@ def generate(
             "temperature at least 0, top_p above 0 and at most 1, and seed at least 0 and below 2**32"
         )
     if not model.causal:
-        raise Refusal("this model sees what is ahead of a token, and so cannot write: generate takes objective=causal")
-    model.position.check(len(prompt) + count - 1)  # the last token that is drawn is not read
+        raise Refusal("this model sees the tokens ahead, so it cannot generate text: give a run of objective=causal")
+    check_length(model.position, len(prompt) + count - 1)  # the last token drawn is not read
     graph, state = nnx.split(model)
 
     @partial(jax.jit, donate_argnums=1)
-    def read(state: nnx.State, cache: Cache, tokens: jax.Array, start: jax.Array, key: jax.Array) -> tuple:
+    def read(
+        state: nnx.State, cache: Cache, tokens: Int[Array, "1 T"], start: Int[Array, ""], key: jax.Array
+    ) -> tuple[Int[Array, ""], Cache]:
         logits, cache = nnx.merge(graph, state)(tokens, contiguous(tokens.shape[1], start), cache)
         return pick(logits[0, -1], key, temperature, top_p), cache
 

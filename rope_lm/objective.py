@@ -1,4 +1,4 @@
-"""What is predicted: rows of W = T + 1 tokens to inputs, targets and weights, and the loss in nats."""
+"""Training objectives: rows of W = T + 1 tokens to inputs, targets and weights, and the loss in nats."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -12,7 +12,7 @@ from rope_lm.settings import build
 
 
 class Example(NamedTuple):
-    """Inputs, the targets that stand at the same places, and how much each counts (0 or 1)."""
+    """Inputs, the target at each place, and the target's weight in the loss (0 or 1)."""
 
     inputs: Int[Array, "B T"]
     targets: Int[Array, "B T"]
@@ -21,13 +21,13 @@ class Example(NamedTuple):
 
 @runtime_checkable
 class Objective(Protocol):
-    """What an objective is."""
+    """The interface of an objective."""
 
-    causal: bool  # whether a token may see no token after it
-    vocabulary: int  # of the model: the text's, and what the objective adds to it
+    causal: bool  # True if no token may see a token after it
+    vocabulary: int  # of the model: the text's, plus what the objective adds
 
     def __call__(self, rows: Int[Array, "B W"], keys: Key[Array, "B"]) -> Example:
-        """The example of each row; what is random in it hangs on the row's key alone."""
+        """Return the example of each row. Its random parts depend on the row's key alone."""
         ...
 
 
@@ -46,9 +46,9 @@ class Causal:
 class Masked:
     """Some tokens are predicted from all the others (BERT, arXiv 1810.04805, section 3.1).
 
-    In every row `mask_rate` of the tokens are chosen, the same number in each; of those a share `mask_share` is replaced by a
-    token of its own, a share `random_share` by any token of the text's vocabulary, and the rest is kept. 0.15, 0.8 and 0.1 in
-    the paper.
+    A share `mask_rate` of the tokens is chosen, the same number in each row. Of those a share `mask_share` is replaced
+    by the mask token, a share `random_share` by any token of the text's vocabulary, and the rest is kept. The paper has
+    0.15, 0.8 and 0.1.
     """
 
     causal = False
@@ -60,25 +60,23 @@ class Masked:
             )
         if min(mask_share, random_share) < 0 or mask_share + random_share > 1:
             raise Refusal(
-                f"objective.mask_share={mask_share}, objective.random_share={random_share}: shares, at least 0 and together at most 1"
+                f"objective.mask_share={mask_share}, objective.random_share={random_share}: shares, at least 0 and "
+                "together at most 1"
             )
         self.mask_rate, self.mask_share, self.random_share = mask_rate, mask_share, random_share
-        self.vocabulary = vocabulary + 1  # the last is the mask
+        self.vocabulary = vocabulary + 1  # the last is the mask token
 
     def __call__(self, rows: Int[Array, "B W"], keys: Key[Array, "B"]) -> Example:
         return Example(*jax.vmap(self._row)(rows[:, :-1], keys))
 
     def _row(self, tokens: Int[Array, "T"], key: Key[Array, ""]) -> tuple[Array, Array, Array]:
-        choice, how, what = jax.random.split(key, 3)
+        choice, how, replacement = jax.random.split(key, 3)
         draw = jax.random.uniform(choice, tokens.shape)
         chosen = draw <= jnp.sort(draw)[max(1, round(self.mask_rate * tokens.shape[0])) - 1]
         how = jax.random.uniform(how, tokens.shape)
-        other = jax.random.randint(what, tokens.shape, 0, self.vocabulary - 1)
-        shown = jnp.where(
-            how < self.mask_share,
-            self.vocabulary - 1,
-            jnp.where(how < self.mask_share + self.random_share, other, tokens),
-        )
+        other = jax.random.randint(replacement, tokens.shape, 0, self.vocabulary - 1)
+        replaced = jnp.where(how < self.mask_share + self.random_share, other, tokens)
+        shown = jnp.where(how < self.mask_share, self.vocabulary - 1, replaced)
         return jnp.where(chosen, shown, tokens), tokens, chosen.astype(jnp.float32)
 
 
@@ -86,15 +84,15 @@ OBJECTIVES: dict[str, type[Objective]] = {"causal": Causal, "masked": Masked}
 
 
 def make(objective: Mapping[str, Any], *, vocabulary: int) -> Objective:
-    """The objective that a config's section describes, for text of this vocabulary: its name and its class's arguments.
+    """Build the objective that a config's section describes, for text of this vocabulary.
 
-    Raises Refusal for an unknown name, an unknown or missing key, or a value that it cannot have.
+    Raises Refusal for an unknown name, an unknown or missing key, or a value out of range.
     """
     return build(objective, OBJECTIVES, "objective", {"vocabulary": vocabulary})
 
 
 def cross_entropy(logits: Float[Array, "B T V"], targets: Int[Array, "B T"]) -> Float[Array, "B T"]:
-    """Nats of each target: log sum exp of the logits less the target's, in float32."""
-    # A comparison instead of a gather: its gradient is one fused pass, a gather's is a scatter (slow on the CPU).
+    """Return the nats of each target: log sum exp of the logits minus the target's logit, in float32."""
+    # A comparison instead of a gather, whose gradient is a slow scatter.
     hit = jnp.arange(logits.shape[-1]) == targets[..., None]
     return jax.nn.logsumexp(logits, axis=-1) - jnp.sum(jnp.where(hit, logits, 0), axis=-1)

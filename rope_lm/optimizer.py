@@ -1,6 +1,6 @@
-"""AdamW with a clipped gradient, and the shapes that a learning rate takes over a run."""
+"""Optimizers, and the shapes of the learning rate over a run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -8,28 +8,43 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from rope_lm.refusal import Refusal, unknown
+from rope_lm.settings import build
 
-Shape = Callable[[Float[Array, ""], float], Float[Array, ""]]
+Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]  # step -> fraction of the peak learning rate, in [0, 1]
 
-# How the rate goes on after the warm-up, as a fraction of the peak: f(t, cooldown), t the fraction of the steps after
-# it that are done: 0 at the first of them, one step short of 1 at the last.
-SCHEDULES: dict[str, Shape] = {
-    "constant": lambda t, cooldown: jnp.ones_like(t),
-    "cosine": lambda t, cooldown: 0.5 * (1 + jnp.cos(jnp.pi * t)),
-    # warm-up, stable, decay (arXiv 2404.06395, section 4): linear towards zero over the last `cooldown` of those steps
-    "wsd": lambda t, cooldown: jnp.clip((1 - t) / max(cooldown, 1e-9), 0, 1),
+
+def _constant(t: Float[Array, ""], cooldown: float) -> Float[Array, ""]:
+    return jnp.ones_like(t)
+
+
+def _cosine(t: Float[Array, ""], cooldown: float) -> Float[Array, ""]:
+    return 0.5 * (1 + jnp.cos(jnp.pi * t))
+
+
+def _wsd(t: Float[Array, ""], cooldown: float) -> Float[Array, ""]:
+    """Warm-up, stable, decay (arXiv 2404.06395, section 4): linear towards zero over the last `cooldown`."""
+    return jnp.clip((1 - t) / max(cooldown, 1e-9), 0, 1)
+
+
+# The fraction of the peak after warm-up. t is the fraction of the remaining steps that are done: 0 at the first of
+# them, one step short of 1 at the last.
+SCHEDULES: dict[str, Callable[[Float[Array, ""], float], Float[Array, ""]]] = {
+    "constant": _constant,
+    "cosine": _cosine,
+    "wsd": _wsd,
 }
 
 
 class Optimizer(NamedTuple):
-    """Directions and the rate's shape, kept apart because members of an ensemble differ in their peak rate."""
+    """A gradient transformation and a schedule, separate because members of an ensemble differ in their peak rate."""
 
     transform: optax.GradientTransformation  # gradient -> direction of descent
-    schedule: Callable[[Int[Array, ""]], Float[Array, ""]]  # step -> fraction of the peak rate, in [0, 1]
-    accumulation_steps: int  # pieces that the batch of a step is cut into
+    schedule: Schedule
+    learning_rate: tuple[float, ...]  # peaks
+    accumulation_steps: int  # equal pieces that a batch is cut into
 
 
-def make(
+def adamw(
     learning_rate: tuple[float, ...],
     schedule: str,
     warmup: float,
@@ -42,39 +57,58 @@ def make(
     accumulation_steps: int,
     *,
     steps: int,
-    decays: Any,
+    decays: Callable[[Any], Any],
 ) -> Optimizer:
-    """Global-norm clip, Adam (arXiv 1412.6980), decoupled decay (arXiv 1711.05101) where the tree `decays` is True.
+    """Build AdamW: global-norm clipping, Adam (arXiv 1412.6980) and decoupled weight decay (arXiv 1711.05101).
 
-    `learning_rate`: peak learning rates, one member of the ensemble for each seed and each of them. `warmup`: fraction of
-    `steps`; `cooldown`: of those after the warm-up. Raises Refusal for values outside their range.
+    `learning_rate`: peaks, one member of the ensemble per seed and peak. `warmup`: fraction of `steps`; `cooldown`:
+    fraction of the steps after the warm-up. `decays(params)`: a tree that is True for the parameters that decay. Raises
+    Refusal for values out of range.
     """
-    if schedule not in SCHEDULES:
-        raise unknown("optimizer.schedule", schedule, SCHEDULES)
-    limits = {"warmup": (warmup, 0, 1), "cooldown": (cooldown, 0, 1), "b1": (b1, 0, 1), "b2": (b2, 0, 1)}
-    for name, (value, low, high) in limits.items():
-        if not low <= value < high:
-            raise Refusal(f"optimizer.{name}={value}: must be at least {low} and below {high}")
-    for name, value in [
-        ("learning_rate", min(learning_rate)),
-        ("epsilon", epsilon),
-        ("gradient_clip", gradient_clip),
-        ("accumulation_steps", accumulation_steps),
-    ]:
+    fractions = {"warmup": warmup, "cooldown": cooldown, "b1": b1, "b2": b2}
+    for name, value in fractions.items():
+        if not 0 <= value < 1:
+            raise Refusal(f"optimizer.{name}={value}: must be at least 0 and below 1")
+    positive = {
+        "learning_rate": min(learning_rate),
+        "epsilon": epsilon,
+        "gradient_clip": gradient_clip,
+        "accumulation_steps": accumulation_steps,
+    }
+    for name, value in positive.items():
         if not value > 0:
             raise Refusal(f"optimizer.{name}={value}: must be above 0")
     if not 0 <= weight_decay < float("inf"):
         raise Refusal(f"optimizer.weight_decay={weight_decay}: must be at least 0")
-    ramp = max(1, round(warmup * steps))
-
-    def shape(step: Int[Array, ""]) -> Float[Array, ""]:
-        step = step.astype(jnp.float32)
-        rest = SCHEDULES[schedule](jnp.clip((step - ramp) / max(1, steps - ramp), 0, 1), cooldown)
-        return jnp.where(step < ramp, (step + 1) / ramp, rest)
-
     transform = optax.chain(
         optax.clip_by_global_norm(gradient_clip),
         optax.scale_by_adam(b1, b2, epsilon),
         optax.add_decayed_weights(weight_decay, mask=decays),
     )
-    return Optimizer(transform, shape, accumulation_steps)
+    fraction = warmup_then(schedule, round(warmup * steps), steps, cooldown)
+    return Optimizer(transform, fraction, learning_rate, accumulation_steps)
+
+
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adamw": adamw}
+
+
+def make(optimizer: Mapping[str, Any], *, steps: int, decays: Callable[[Any], Any]) -> Optimizer:
+    """Build the optimizer that a config's section describes: its name and its function's keyword arguments.
+
+    Raises Refusal for an unknown name, an unknown or missing key, or a value out of range.
+    """
+    return build(optimizer, OPTIMIZERS, "optimizer", {"steps": steps, "decays": decays})
+
+
+def warmup_then(schedule: str, warmup: int, steps: int, cooldown: float) -> Schedule:
+    """Return a linear warm-up of some steps, then a row of SCHEDULES. Raises Refusal for an unknown name."""
+    if schedule not in SCHEDULES:
+        raise unknown("optimizer.schedule", schedule, SCHEDULES)
+    ramp = max(1, warmup)
+
+    def fraction(step: Int[Array, ""]) -> Float[Array, ""]:
+        step = step.astype(jnp.float32)
+        rest = SCHEDULES[schedule](jnp.clip((step - ramp) / max(1, steps - ramp), 0, 1), cooldown)
+        return jnp.where(step < ramp, (step + 1) / ramp, rest)
+
+    return fraction

@@ -1,61 +1,90 @@
-"""Where tokens are, and which of them may see which."""
+"""Positions of tokens, and which queries may see which keys."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+Part = tuple[slice, slice]  # some queries and some keys
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Positions:
-    """Explicit positions of the tokens of each row. A leading dimension of 1 means "the same in every row"."""
+    """Positions of the tokens of each row. A leading dimension of 1 means "the same in every row"."""
 
-    index: Int[Array, "B T"]  # tokens since the start of its own document
-    segment: Int[Array, "B T"]  # which document of the row; 0 is padding
-    # The first index where every row is one piece of text: what follows from that is then known before anything runs.
+    index: Int[Array, "B T"]  # tokens since the start of the token's own document
+    segment: Int[Array, "B T"]  # number of the token's document within its row; 0 is padding
+    memory: Any = None  # returned by `PositionalEncoding.remember`: a tree of arrays [B T ...]
+    # First index, if every row is one contiguous piece of text. Static, so distances and masks are known when tracing.
     start: int | None = field(default=None, metadata={"static": True})
 
     @property
     def length(self) -> int:
+        """Number of tokens per row."""
         return self.index.shape[1]
 
     def __getitem__(self, tokens: slice) -> "Positions":
-        """Of some tokens of every row."""
+        """Return the positions of some tokens of every row."""
+        memory = jax.tree.map(lambda x: x[:, tokens], self.memory)
         if self.start is None or tokens.step not in (None, 1):
-            return Positions(self.index[:, tokens], self.segment[:, tokens])
-        some = range(*tokens.indices(self.length))  # counted anew: XLA then sees that two such are the same
-        return contiguous(len(some), self.start + some.start)
+            return Positions(self.index[:, tokens], self.segment[:, tokens], memory)
+        part = range(*tokens.indices(self.length))  # recomputed, so that XLA sees equal parts as equal
+        return replace(contiguous(len(part), self.start + part.start), memory=memory)
 
 
 def contiguous(length: int, start: int | Int[Array, ""] = 0) -> Positions:
-    """Positions [1 T] of a row that is one piece of text: start, start + 1, ..."""
+    """Return the positions [1 T] of one piece of text: start, start + 1, ..."""
     index = start + jnp.arange(length, dtype=jnp.int32)[None]
-    return Positions(index, jnp.ones_like(index), start if isinstance(start, int) else None)
+    return Positions(index, jnp.ones_like(index), start=start if isinstance(start, int) else None)
 
 
-def aligned(q: Positions, k: Positions) -> bool:
-    """Whether queries and keys are known to be the same tokens of one piece of text: the order of the arrays is then
-    that of the text, and no mask is needed."""
-    return q.start is not None and (q.start, q.length) == (k.start, k.length)
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class View:
+    """Which queries meet which keys. Kernels ask for parts of it; encodings never know that they see a part."""
 
+    q: Positions
+    k: Positions
+    causal: bool = field(metadata={"static": True})  # True if no query sees a key after it
 
-def packed(segment: Int[Array, "B T"]) -> Positions:
-    """Positions of rows that hold several documents (1, 1, 1, 2, 2, ...) and padding (0), each contiguous."""
-    column = jnp.arange(segment.shape[1], dtype=jnp.int32)
-    begins = jnp.concatenate([jnp.ones_like(segment[:, :1]), segment[:, 1:] != segment[:, :-1]], axis=1)
-    start = jnp.maximum.accumulate(jnp.where(begins.astype(bool), column, 0), axis=1)
-    return Positions((column - start).astype(jnp.int32), segment.astype(jnp.int32))
+    def __getitem__(self, part: Part) -> "View":
+        """Return the view of some queries on some keys."""
+        queries, keys = part
+        return View(self.q[queries], self.k[keys], self.causal)
 
+    @property
+    def distance(self) -> Int[Array, "B T S"]:
+        """Query index minus key index, in tokens: how far back the key lies."""
+        return self.q.index[:, :, None] - self.k.index[:, None, :]
 
-def visible(q: Positions, k: Positions, causal: bool) -> Bool[Array, "B 1 T S"]:
-    """Which keys each query may attend to: those of its own document and, if causal, not after it.
+    @property
+    def visible(self) -> Bool[Array, "B T S"]:
+        """Mask of the keys that each query may attend to: those of its document and, if causal, not after it.
 
-    The only mask in the package. Causality is about positions, never about array offsets. Padding, whose segment is 0,
-    is a document that no other sees.
-    """
-    same = q.segment[:, :, None] == k.segment[:, None, :]
-    if causal:
-        same &= k.index[:, None, :] <= q.index[:, :, None]
-    return same[:, None]
+        Causality compares positions, never array offsets. Padding has segment 0, which no other document has.
+        """
+        same = self.q.segment[:, :, None] == self.k.segment[:, None, :]
+        return same & (self.distance >= 0) if self.causal else same
+
+    @property
+    def aligned(self) -> bool:
+        """True if queries and keys are the same tokens of one piece of text, so that no mask is needed."""
+        return self.q.start is not None and (self.q.start, self.q.length) == (self.k.start, self.k.length)
+
+    @property
+    def distances(self) -> range | None:
+        """Distances between queries and keys as `kernels.shift.shifted` takes them, farthest first.
+
+        They begin one beyond the farthest. A causal view leaves out distances to keys that no query sees. None if the
+        rows are not known to be contiguous.
+        """
+        if self.q.start is None or self.k.start is None:
+            return None
+        beyond = self.q.start + self.q.length - self.k.start
+        count = self.q.length + self.k.length
+        if self.causal:
+            count = min(max(beyond + 1, self.k.length + 1), count)
+        return range(beyond, beyond - count, -1)

@@ -1,4 +1,4 @@
-"""What a run that was trained on a probe answers: how often it is right, by the distance to where the answer stands."""
+"""Accuracy of a run that was trained on a probe, by the distance to the place of the answer."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from rope_lm.transformer import Transformer
 
 
 def check(workdir: Path) -> None:
-    """Raises Refusal for a run that was not trained on a probe, or not to predict the next token."""
+    """Raise Refusal for a run that was not trained on a probe, or not to predict the next token."""
     config, _ = trained.read(workdir)
     if not config["data"]["name"].startswith("probe:"):
         raise Refusal(f"{str(workdir)!r} was trained on {config['data']['name']}: give a run of data=probe:NAME")
@@ -26,21 +26,20 @@ def check(workdir: Path) -> None:
 
 
 def measure(workdir: Path, rows: int, multiple: int) -> dict[str, Any]:
-    """The accuracy of every member of a run that did not diverge on so many rows of its probe, of `multiple` times its
-    length, that it was neither trained nor validated on.
+    """Measure the accuracy of every finite member of a run on `rows` test rows of its probe.
 
-    `distances` are ranges in tokens, each from a power of two to the next; `answers` counts those in each range, and
-    `accuracy` is the share, by member, for which the likeliest token is the right one. Raises Refusal for a run that
-    was not trained on a probe, or not to predict the next token, and where its encoding cannot encode such rows.
+    The rows have `multiple` times the trained length. `distances` are ranges in tokens, from a power of two to the
+    next; `answers` counts the answers in each range; `accuracy` is the share, by member, for which the likeliest token
+    is right. Raises Refusal as `check` does, and if the encoding cannot encode such rows.
     """
     check(workdir)
-    run = trained.load(workdir).whole()
+    run = trained.load(workdir).finite()
     name = run.config["data"]["name"].partition(":")[2]
     probe = Probe(name, run.config["data"]["length"] * multiple, "test")
     if not 1 <= rows <= len(probe):
         raise Refusal(f"--rows={rows}: must be from 1 to {len(probe):,}")
     if multiple > 1:
-        run = trained.load(workdir, length=probe.length).whole()
+        run = trained.load(workdir, length=probe.length).finite()
     text = probe[np.arange(rows)]
     mask, distance = (np.stack(each) for each in zip(*map(probe.answers, range(rows)), strict=True))
     ranges = np.log2(distance[mask]).astype(int)
@@ -61,5 +60,5 @@ def measure(workdir: Path, rows: int, multiple: int) -> dict[str, Any]:
 
 
 def _right(model: Transformer, rows: jax.Array) -> jax.Array:
-    """bool [rows T]: where the likeliest token is the one that comes."""
+    """Return bool [rows, T]: True where the likeliest token is the next one."""
     return jnp.argmax(model(rows[:, :-1])[0], -1) == rows[:, 1:]

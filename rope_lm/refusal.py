@@ -1,18 +1,18 @@
-"""Refusals: the one-line answers to a user's mistake, given before anything compiles."""
+"""Refusals: one-line answers to a user's mistake, given before anything compiles."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class Refusal(Exception):
-    """A mistake of the user's. Its message is one line: what was given, what is allowed, what to do.
+    """A user's mistake. Its message is one line: what was given, what is allowed, what to do.
 
-    No ValueError: the libraries that read flags catch those, and bury them in a traceback.
+    It is not a ValueError, because the libraries that read flags catch those and print a traceback.
     """
 
 
 def unknown(what: str, given: str, allowed: Iterable[str]) -> Refusal:
-    """A Refusal for a name that is not in a table, with the three nearest names first.
+    """Return the Refusal for a name that is not in a table, with the nearest names (at most three) first.
 
     >>> str(unknown("position", "rotry", ["none", "rotary"]))
     "unknown position 'rotry': did you mean rotary? (allowed: none, rotary)"

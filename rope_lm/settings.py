@@ -1,4 +1,4 @@
-"""A config section is the keyword arguments of exactly one function: checked here against its signature."""
+"""A config section is the keyword arguments of exactly one function, and is checked against its signature."""
 
 import inspect
 import math
@@ -14,10 +14,10 @@ T = TypeVar("T")
 
 
 def bind(function: Callable, section: Mapping[str, Any], where: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The keyword arguments for `function`: the keys of a config section, and what the caller itself has `given`.
+    """Return the keyword arguments for `function`: a config section, and the arguments that the caller has `given`.
 
-    Raises Refusal, naming the key as `where.key`, for a key that the function does not take, one that is missing,
-    or a value that is not of the annotated type (True is no int, 1 is a float, NaN and infinity are none).
+    Raises Refusal, naming the key as `where.key`, for a key that the function does not take, a key that is missing,
+    and a value that is not of the annotated type. True is not an int, 1 is a float, NaN and infinity are not floats.
     """
     called = function.__init__ if inspect.isclass(function) else function
     parameters = {
@@ -33,11 +33,12 @@ def bind(function: Callable, section: Mapping[str, Any], where: str, given: Mapp
     missing = [key for key in parameters if key not in section]
     if missing:
         raise Refusal(f"{where} lacks {', '.join(missing)}: a config names every value, there are no hidden defaults")
-    return {**section, **given}
+    tuples = {key: tuple(value) for key, value in section.items() if isinstance(value, list)}  # JSON has lists only
+    return {**section, **tuples, **given}
 
 
 def named(section: Mapping[str, Any], table: Mapping[str, T], where: str) -> T:
-    """The row of `table` that a section's `name` picks. Raises Refusal for a section without one, or an unknown one."""
+    """Return the row of `table` that a section's `name` picks. Raises Refusal if the name is missing or unknown."""
     if "name" not in section:
         raise Refusal(f"{where} has no name: give one of {', '.join(table)}")
     if section["name"] not in table:
@@ -46,27 +47,33 @@ def named(section: Mapping[str, Any], table: Mapping[str, T], where: str) -> T:
 
 
 def build(section: Mapping[str, Any], table: Mapping[str, Callable[..., T]], where: str, given: Mapping[str, Any]) -> T:
-    """What the row of `table` that a section names makes of the section's other keys (`bind`) and of what is
-    `given`."""
+    """Call the row of `table` that a section names with the section's other keys and the `given` arguments (`bind`)."""
     arguments = {key: value for key, value in section.items() if key != "name"}
     function = named(section, table, where)
     return function(**bind(function, arguments, where, given))
 
 
 def path(text: str, given: str) -> Path:
-    """The path with `~` resolved. Raises Refusal, naming what was `given`, where that is nobody's home."""
+    """Return the path with `~` resolved. Raises Refusal, naming the `given` flag, if there is no such home folder."""
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
         raise Refusal(f"{given}: there is no home folder {text.split('/')[0]} here; give a path without it") from error
 
 
+def tuples(value: Any) -> Any:
+    """Return JSON data with tuples in place of lists, as configs have them."""
+    if isinstance(value, dict):
+        return {key: tuples(inner) for key, inner in value.items()}
+    return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+
 def _fits(value: Any, annotation: Any) -> bool:
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (types.UnionType, typing.Union):
-        return any(_fits(value, each) for each in inner)
+        return any(_fits(value, option) for option in inner)
     if origin is tuple:
-        return isinstance(value, (tuple, list)) and len(value) > 0 and all(_fits(each, inner[0]) for each in value)
+        return isinstance(value, (tuple, list)) and len(value) > 0 and all(_fits(item, inner[0]) for item in value)
     if annotation in (int, float) and isinstance(value, bool):
         return False
     if annotation is float:
@@ -79,7 +86,7 @@ def _fits(value: Any, annotation: Any) -> bool:
 def _words(annotation: Any) -> str:
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (types.UnionType, typing.Union):
-        return " or ".join(_words(each) for each in inner)
+        return " or ".join(_words(option) for option in inner)
     if origin is tuple:
         return f"one or more values, each {_words(inner[0])}"
     names = {int: "a whole number", float: "a finite number", bool: "True or False", str: "text", type(None): "None"}

@@ -1,4 +1,4 @@
-"""The mesh, and the one table that says which of its axes splits which dimension."""
+"""The mesh, and the one table of which mesh axes split which dimension."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ from rope_lm.refusal import Refusal
 
 AXES = ("member", "data", "fsdp", "tensor")
 
-# Logical dimension -> the mesh axes that split it. A dimension that is not named here is never split.
+# Logical dimension -> the mesh axes that split it. A dimension without a row is never split.
 RULES: dict[str, str | tuple[str, ...]] = {
     "member": "member",
     "batch": ("data", "fsdp"),
@@ -25,9 +25,9 @@ RULES: dict[str, str | tuple[str, ...]] = {
 
 
 def make(member: int, data: int, fsdp: int, tensor: int) -> Mesh:
-    """A mesh over this process's devices. One axis may be -1: it takes the devices that the others leave.
+    """Return a mesh over this process's devices. One axis may be -1: it takes the devices that the others leave.
 
-    Raises Refusal when the sizes do not multiply to a number of devices that is there.
+    Raises Refusal if the sizes do not multiply to a number of devices that is there.
     """
     sizes, count = [member, data, fsdp, tensor], jax.device_count()
     shown = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
@@ -42,69 +42,74 @@ def make(member: int, data: int, fsdp: int, tensor: int) -> Mesh:
 
 
 def spec(axes: tuple[str, ...]) -> P:
-    """The partition of an array whose dimensions have these logical names."""
+    """Return the partition of an array whose dimensions have these logical names."""
     return P(*(RULES.get(axis) for axis in axes))
 
 
 def named(mesh: Mesh, axes: Any) -> Any:
-    """A tree of shardings from a tree of tuples of logical names."""
-    return jax.tree.map(lambda each: NamedSharding(mesh, spec(each)), axes, is_leaf=lambda x: isinstance(x, tuple))
+    """Return a tree of shardings for a tree of tuples of logical names."""
+    return jax.tree.map(lambda names: NamedSharding(mesh, spec(names)), axes, is_leaf=lambda x: isinstance(x, tuple))
 
 
-def anywhere(x: jax.Array) -> jax.Array:
-    """x, wherever it lies."""
-    return x
-
-
-def rows_alone(mesh: Mesh) -> bool:
-    """Whether rows alone are split, besides members: every device then has all parameters of its members."""
+def splits_rows_only(mesh: Mesh) -> bool:
+    """Return True if, besides members, only rows are split, so that every device has its members' parameters."""
     return mesh.shape["fsdp"] == mesh.shape["tensor"] == 1
 
 
-def placing(mesh: Mesh, axes: tuple[str, ...]) -> Callable[[jax.Array], jax.Array]:
-    """Says, inside what is `on_each`, that an array whose dimensions have these logical names lies split over the
-    mesh."""
-    if rows_alone(mesh):
-        return anywhere
-    return lambda x: jax.lax.with_sharding_constraint(x, named(mesh, axes))
+def stream(mesh: Mesh) -> NamedSharding | None:
+    """Return the sharding of the residual stream [B*T D]; None if every device computes its own rows (`on_each`)."""
+    return None if splits_rows_only(mesh) else NamedSharding(mesh, spec(("batch",)))
 
 
 def on_each(mesh: Mesh, function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """Like `function(whole, rows)`, which returns sums over its rows (arrays [B ...]): on a mesh that splits rows alone
-    by every device for rows of its own. Devices then sum what they found once, in the end; XLA would in every piece,
-    and wherever `whole` is broadcast over rows."""
-    if not rows_alone(mesh):
+    """Compute `function(whole, rows)`, which returns sums over its rows, on each device for that device's rows.
+
+    `rows` are arrays [B ...]. Devices then sum their results once at the end; XLA would sum in every piece, and
+    wherever `whole` is broadcast over rows. On a mesh that splits more than rows it is `function` itself.
+    """
+    if not splits_rows_only(mesh):
         return function
-    everywhere = lambda whole, rows: jax.lax.psum(function(whole, rows), "data")  # noqa: E731
-    return jax.shard_map(everywhere, mesh=mesh, in_specs=(P(), P("data")), out_specs=P(), check_vma=False)
+
+    def summed(whole: Any, rows: Any) -> Any:
+        return jax.lax.psum(function(whole, rows), "data")
+
+    return jax.shard_map(summed, mesh=mesh, in_specs=(P(), P("data")), out_specs=P(), check_vma=False)
 
 
 def in_pieces(function: Callable[[Any, Any], Any], count: int) -> Callable[[Any, Any], Any]:
-    """Like `function(whole, rows)`, which returns sums over its rows (arrays [B ...]), of less at once: in `count`
-    pieces, one after another."""
+    """Compute `function(whole, rows)`, which returns sums over its rows, in `count` pieces one after another."""
     if count == 1:
         return function
-    once = jax.jit(function, inline=True)  # traced once, though it is asked for its shapes and for its values
+    once = jax.jit(function, inline=True)  # traced once, for its shapes and for its values
 
     def total(whole: Any, rows: Any) -> Any:
-        # Every device has rows of every piece: one after another, the pieces would be those of single devices.
+        # Every device has rows of every piece. Consecutive rows would give each piece to single devices.
         pieces = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), rows)
-        found = jax.eval_shape(once, whole, jax.tree.map(lambda x: x[0], pieces))
-        add = lambda total, piece: (jax.tree.map(jnp.add, total, once(whole, piece)), None)  # noqa: E731
-        return jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), found), pieces)[0]
+        shapes = jax.eval_shape(once, whole, jax.tree.map(lambda x: x[0], pieces))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+        def add(sums: Any, piece: Any) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, sums, once(whole, piece)), None
+
+        return jax.lax.scan(add, zeros, pieces)[0]
 
     return total
 
 
-def check(sizes: Mapping[str, int], members: int, batch: int, width: int, heads: int, hidden: int) -> None:
-    """Raises Refusal, naming both numbers, for a dimension that a mesh of these sizes cannot divide."""
+def check(sizes: Mapping[str, int], members: int, batch: int, model: Mapping[str, Any]) -> None:
+    """Raise Refusal, naming both numbers, for a dimension that a mesh of these sizes cannot divide.
+
+    `batch`: rows of one piece of a step; `model`: the config's section.
+    """
     split = [
         ("members (seeds x rates)", members, "member", sizes["member"]),
         ("data.batch / optimizer.accumulation_steps", batch, "data x fsdp", sizes["data"] * sizes["fsdp"]),
-        ("model.width", width, "fsdp", sizes["fsdp"]),
-        ("model.heads", heads, "tensor", sizes["tensor"]),
-        ("model.hidden", hidden, "tensor", sizes["tensor"]),
+        ("model.width", model["width"], "fsdp", sizes["fsdp"]),
+        ("model.heads", model["heads"], "tensor", sizes["tensor"]),
+        ("model.hidden", model["hidden"], "tensor", sizes["tensor"]),
     ]
-    for what, size, axis, parts in split:
+    for dimension, size, axis, parts in split:
         if size % parts:
-            raise Refusal(f"{what} = {size} cannot be shared by {parts} devices (mesh {axis}): change one of the two")
+            raise Refusal(
+                f"{dimension} = {size} cannot be shared by {parts} devices (mesh {axis}): change one of the two"
+            )

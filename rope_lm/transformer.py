@@ -2,94 +2,129 @@
 
 import math
 from collections.abc import Callable, Mapping
-from functools import wraps
+from dataclasses import dataclass, replace
+from functools import partial, wraps
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int
 
 from rope_lm import attention as attentions
-from rope_lm import positional, sharding
+from rope_lm import positional
 from rope_lm.block import RESIDUALS, Block, Linear, Style, Transform
-from rope_lm.positions import Positions, contiguous
+from rope_lm.kernels.softmax import WHOLE, Added
+from rope_lm.positional import PositionalEncoding, Shape
+from rope_lm.positions import Positions, View, contiguous
 from rope_lm.refusal import Refusal, unknown
 from rope_lm.settings import bind
 
 
-class Cache(NamedTuple):
-    """Keys and values of the tokens so far, with their positions. Keys are turned where the encoding turns each alone;
-    elsewhere they are raw, and the encoding is applied when they are read."""
+class Cached(NamedTuple):
+    """Keys, values and what the encoding remembers of past tokens, of one layer, or [L ...] of all layers.
 
-    k: Float[Array, "L B S N H"]
-    v: Float[Array, "L B S N H"]
-    positions: Positions  # [B S]; segment 0 where nothing is stored yet
+    Keys are stored turned if the encoding turns each key alone and reads none of them unturned.
+    """
+
+    k: Float[Array, "*L B S N H"]
+    v: Float[Array, "*L B S N E"]
+    memory: Any  # a tree [*L B S ...]
+
+
+class Cache(NamedTuple):
+    """The tokens so far: their layers and positions, in S slots."""
+
+    layers: Cached
+    positions: Positions  # [B S]; segment 0 where a slot is free
     used: Int[Array, ""]  # slots filled
 
-    def forget(self, count: int) -> "Cache":
-        """Without the oldest `count` tokens: their slots are free again, the others keep their positions."""
-        older = lambda x, axis: jnp.roll(x, -count, axis)  # noqa: E731
-        left = jnp.arange(self.k.shape[2]) < self.used - count
-        positions = jax.tree.map(lambda each: older(each, 1) * left, self.positions)
-        return Cache(older(self.k, 2), older(self.v, 2), positions, self.used - count)
+
+class Layer(NamedTuple):
+    """One layer's slice of everything that has a layer axis: one element of the loop over layers."""
+
+    block: nnx.State
+    position: nnx.State
+    drawn: Float[Array, "F H"] | None  # random numbers of attention
+    cached: Cached | None
 
 
-def _keeping(names: tuple[str, ...]) -> Callable[[Callable], Callable]:
+class Pass(NamedTuple):
+    """Everything that the layers of one forward pass share."""
+
+    view: View
+    bias: Added | None
+    used: Int[Array, ""] | None  # slots of the cache that were filled before
+    weights: bool  # True to return attention weights
+
+
+class Kept(NamedTuple):
+    """The values that a layer hands back beside the residual stream."""
+
+    cached: Cached | None
+    weights: Float[Array, "B N T S"] | None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The way a platform runs the model. It changes results by rounding only."""
+
+    unroll: bool = False  # write the layers one after another instead of as a loop
+    stream: NamedSharding | None = None  # of the residual stream [B*T D]; None where the compiler decides
+
+
+PLAIN = Layout()
+
+
+def _keeping(*names: str) -> Callable[[Callable], Callable]:
     policy = jax.checkpoint_policies.save_only_these_names(*names)
-    return lambda body: jax.checkpoint(body, policy=policy, prevent_cse=False)
+    return partial(jax.checkpoint, policy=policy, prevent_cse=False)
 
 
-# What the forward pass of a layer in a loop keeps for the backward pass. Keeping the results of matrix products alone,
-# and computing norms, GELU and the softmax again, is not only smaller (161 MB instead of 463) but faster, since less
-# memory is written and read: 320 ms a step become 240 on two CPU cores (128 wide, 4 layers, length 256, batch 16).
+def _keeping_all(body: Callable) -> Callable:
+    return body
+
+
+# Values that a layer in a loop keeps for the backward pass. Recomputing norms, GELU and softmax takes less memory than
+# keeping them, and less time on a CPU, because less is written and read.
 REMAT: dict[str, Callable[[Callable], Callable]] = {
-    "none": lambda body: body,
-    "products": _keeping(("product",)),
-    "full": _keeping(()),
+    "none": _keeping_all,
+    "products": _keeping("product"),
+    "full": _keeping(),
 }
 
 
-def in_full(function: Callable) -> Callable:
-    """`function`, traced so that products of float32 numbers are computed in float32, forward and backward: a GPU would
-    round them to TF32 first, which has 10 bits of fraction, and a TPU to bfloat16. It changes nothing on a CPU, nor for
-    numbers in bfloat16."""
+def full_precision(function: Callable) -> Callable:
+    """Trace `function` so that float32 products, forward and backward, are computed in float32.
+
+    By default a GPU rounds them to TF32 and a TPU to bfloat16.
+    """
 
     @wraps(function)
-    def traced(*given: Any, **named: Any) -> Any:
+    def traced(*args: Any, **kwargs: Any) -> Any:
         with jax.default_matmul_precision("highest"):
-            return function(*given, **named)
+            return function(*args, **kwargs)
 
     return traced
 
 
-class Prepared(NamedTuple):
-    """What an encoding makes of positions and its parameters alone: the same for all rows whose tokens stand alike."""
-
-    bias: positional.Added | None  # of each part
-    layers: Any  # [L ...] for `score`
-
-
 class Drawn(nnx.Variable):
-    """What attention draws at random, and nobody trains: [L F H]."""
+    """Random numbers of attention, which are not trained: [L F H]."""
 
 
 class Transformer(nnx.Module):
-    """Tokens to logits. The encoding acts in a line each: `embed`, `bias` and `prepare` before the layers, `score`,
-    `rotate` and, where attention has features, `turn_features` in every layer.
+    """Tokens to logits.
 
-    Inside, activations are [R D] with R = B * T rows: on the CPU every linear layer is then one plain matrix product.
-    Where several devices share the rows, `placed` says how the stream lies over them. `written_out`: the layers are
-    written one after another, instead of as a loop, and what the backward pass finds of them is what XLA likes.
+    The encoding acts in `embed` and `bias` before the layers, and in `remember`, `rotate`, `score` and `turn_features`
+    in every layer. Inside, activations are [R D] with R = B * T rows, so that every linear map is one matrix product.
     """
-
-    placed = staticmethod(sharding.anywhere)
-    written_out = False
 
     def __init__(
         self,
         width: int,
         heads: int,
+        head_size: int | None,
         layers: int,
         hidden: int,
         position: Mapping[str, Any],
@@ -102,207 +137,226 @@ class Transformer(nnx.Module):
         *,
         causal: bool,
         vocabulary: int,
+        layout: Layout = PLAIN,
         rngs: nnx.Rngs,
     ):
-        """`causal`: whether a token sees no token after it. `rngs` has a stream `params`, one `position` for the
-        encoding alone, so that every shared parameter of two arms starts bit-identical for the same seed, and one
-        `features` for what attention draws. Raises Refusal for sizes that do not go together, and for an encoding and
-        an attention that do not."""
-        check(width, heads, layers, hidden, embedding_scale, dtype, remat)
+        """Build the model that the section `model` of a config describes.
+
+        `head_size`: components of a head; None for width / heads. `causal`: no token sees a token after it. `rngs` has
+        three streams: `params`; `position` for the encoding alone, so that every shared parameter of two arms starts
+        bit-identical for the same seed; and `features` for attention. Raises Refusal for values out of range, and for
+        an encoding and an attention that do not fit.
+        """
+        shape = check(width, heads, head_size, layers, causal)
+        _check_numbers(hidden, embedding_scale, dtype, remat)
         style = Style(**bind(Style, block, "model.block", {}))
-        self.dtype = jnp.dtype(dtype)
-        self.layers, self.heads, self.width = layers, heads, width
-        self.embedding_scale, self.remat, self.causal = embedding_scale, remat, causal
+        self.dtype, self.remat, self.layout = jnp.dtype(dtype), remat, layout
+        self.width, self.heads, self.head_size, self.layers, self.causal = shape
+        self.embedding_scale = embedding_scale
         self.embedding = nnx.Param(
             embedding_scale * jax.random.normal(rngs.params(), (vocabulary, width)),
             axes=("vocabulary", "width"),
             decays=True,
         )
-        shape = positional.Shape(width, heads, width // heads, layers, causal)
         self.position = positional.make(position, shape=shape, rngs=rngs)
-        self.attention = attentions.make(attention)
-        self.attention.check(position["name"], type(self.position))
-        drawn = self.attention.draw(rngs.features(), layers, width // heads) if self.attention.redraw else None
+        effects = positional.effects(position, shape)
+        self.has_score = effects.score
+        self.caches_turned = self.position.turns_alone and not effects.score
+        self.rotated_size = effects.head_size
+        self.attention = attentions.make(attention, head_size=shape.head_size)
+        self.attention.check(position["name"], effects)
+        drawn = self.attention.draw(rngs.features(), layers, effects.head_size)
         self.drawn = None if drawn is None else Drawn(drawn)
 
         @nnx.split_rngs(splits=layers)
         @nnx.vmap
         def stack(rngs: nnx.Rngs) -> Block:
-            return Block(width, heads, hidden, layers, style, self.dtype, rngs)
+            return Block(shape, hidden, style, self.dtype, rngs)
 
         self.blocks = stack(rngs)
         self.norm, self.norm_first = style.make_norm(width), RESIDUALS[style.residual].norm_first
         self.head = None if tied else Linear((width, vocabulary), ("width", "vocabulary"), 1.0, self.dtype, rngs)
         self.transform = Transform(width, vocabulary, style, self.dtype, rngs) if style.transform else None
 
-    @in_full
+    @full_precision
     def __call__(
         self,
         tokens: Int[Array, "B T"],
         positions: Positions | None = None,
         cache: Cache | None = None,
-        prepared: Prepared | None = None,
+        bias: Added | None = None,
     ) -> tuple[Float[Array, "B T V"], Cache | None]:
-        """Logits in float32, and the cache with these tokens added.
+        """Return logits in float32, and the cache with these tokens appended.
 
-        Without `positions` the rows are contiguous pieces of text, and attention needs no mask. `prepared` is what
-        `prepare` returns of the positions of the tokens and of all that they see; None where it is to be made here.
+        Without `positions` the rows are contiguous pieces of text, and attention needs no mask. `bias`: the value of
+        the method `bias` for these tokens and all that they see; None to compute it here.
         """
-        x, seen, kept = self.stream(tokens, positions, cache, self.attend, prepared)
-        x = x if self.transform is None else self.transform(x)
-        if self.head is None:
-            # The table's rows have `embedding_scale` variance, a head's should have 1/D.
-            x = x * (1 / (self.embedding_scale * math.sqrt(self.width)))
-            logits = x @ self.embedding[...].astype(self.dtype).T
-        else:
-            logits = self.head(x)
-        if self.transform is not None:
-            logits = logits + self.transform.bias[...].astype(self.dtype)
-        cache = None if cache is None else Cache(*kept, seen, cache.used + tokens.shape[1])
-        return logits.astype(jnp.float32).reshape(*tokens.shape, -1), cache
+        x, cache, _ = self._layers(tokens, positions, cache, bias)
+        return self._logits(x).astype(jnp.float32).reshape(*tokens.shape, -1), cache
 
-    @in_full
-    def stream(
+    @full_precision
+    def weights(self, tokens: Int[Array, "B T"]) -> Float[Array, "L B N T T"]:
+        """Return the weights with which every query attends to every key, in every layer, in contiguous rows."""
+        _, _, weights = self._layers(tokens, None, None, None, weights=True)
+        assert weights is not None
+        return weights
+
+    @full_precision
+    def bias(self, view: View) -> Added | None:
+        """Return the bias of each part that attention computes. Rows with the same positions share it."""
+        return _all_or_none([self.position.bias(view[part]) for part in self.attention.parts(view)])
+
+    def _layers(
         self,
         tokens: Int[Array, "B T"],
         positions: Positions | None,
         cache: Cache | None,
-        attend: Callable,
-        prepared: Prepared | None = None,
-    ) -> tuple[Float[Array, "R D"], Positions, Any]:
-        """The stream after the last layer, where the keys stood, and what `attend` (as the method) kept of each
-        layer; `prepared` as for a call."""
+        bias: Added | None,
+        weights: bool = False,
+    ) -> tuple[Float[Array, "R D"], Cache | None, Float[Array, "L B N T S"] | None]:
+        """Return the residual stream after the last layer, the cache with these tokens, and any attention weights."""
         batch, length = tokens.shape
         positions = contiguous(length) if positions is None else positions
-        # Looked up and then rounded: what a token that is everywhere adds up to is summed in float32. In bfloat16 the
-        # table's gradient was off by 4% over 2,048 bytes, by 41% over 4,096.
+        # Looked up and then rounded, so that the gradient of a frequent token is summed in float32.
         x = self.embedding[...][tokens].astype(self.dtype)
         x = self.position.embed(x, positions).reshape(batch * length, self.width)
         x = self.norm(x) if self.norm_first else x
-        seen = positions if cache is None else _append(cache, positions, batch)
-        parts = self.attention.parts(positions, seen, self.causal)
-        bias, each = self.prepare(positions, seen) if prepared is None else prepared
+        view = View(positions, positions if cache is None else _appended(cache, positions, batch), self.causal)
+        bias = self.bias(view) if bias is None and not weights else bias
+        shared = Pass(view, bias, None if cache is None else cache.used, weights)
         graph, blocks = nnx.split(self.blocks)
+        position_graph, layered, rest = positional.split_layers(self.position)
 
-        def body(x, layer):
-            number, block, each, stored, drawn = layer
-            rest = positions, seen, parts, bias, each, number, drawn, stored
-            # Said of both ends of a layer: XLA would rather split the width, and keep all rows on every device.
-            x, kept = nnx.merge(graph, block)(self.placed(x), batch, lambda q, k, v: attend(q, k, v, *rest))
-            return self.placed(x), kept
+        def body(x: Float[Array, "R D"], layer: Layer) -> tuple[Float[Array, "R D"], Kept]:
+            block, position = nnx.merge(graph, layer.block), nnx.merge(position_graph, layer.position, rest)
+            # Constrained at both ends of a layer: XLA would rather split the width and keep all rows everywhere.
+            x, kept = block(self._placed(x), partial(self._attend, block, position, layer, shared))
+            return self._placed(x), kept
 
-        stored = None
-        if cache is not None:
-            stored = cache.k, cache.v, jnp.broadcast_to(cache.used, self.layers)
         drawn = None if self.drawn is None else self.drawn[...]
-        layers = jnp.arange(self.layers), blocks, each, stored, drawn
-        # Written out, a layer would be computed a second time only where XLA fails to see that it was computed before:
-        # on one device rotary's step took 4 to 6% more so, since waves that leave the loop over pieces leave it twice.
-        keeping, unroll = (REMAT["none"], self.layers) if self.written_out else (REMAT[self.remat], 1)
-        x, kept = jax.lax.scan(keeping(body), x, layers, unroll=unroll)
-        return x if self.norm_first else self.norm(x), seen, kept
+        layers = Layer(blocks, layered, drawn, None if cache is None else cache.layers)
+        # Unrolled layers keep what XLA likes. Only "full", which asks for little memory, stays a loop.
+        remat, unroll = ("none", self.layers) if self.layout.unroll else (self.remat, 1)
+        x, kept = jax.lax.scan(REMAT[remat](body), x, layers, unroll=unroll)
+        if cache is not None:
+            cache = Cache(kept.cached, view.k, cache.used + length)
+        return x if self.norm_first else self.norm(x), cache, kept.weights
 
-    @in_full
-    def prepare(self, q_positions: Positions, k_positions: Positions) -> Prepared:
-        """What rows whose queries and keys stand so have in common."""
-        # Of what the kernel works on alone.
-        parts = self.attention.parts(q_positions, k_positions, self.causal)
-        biases = [self.position.bias(q_positions[queries], k_positions[keys]) for queries, keys in parts]
-        return Prepared(None if biases[0] is None else biases, self.position.prepare(q_positions, k_positions))
+    def _attend(
+        self, block: Block, position: PositionalEncoding, layer: Layer, shared: Pass, x: Float[Array, "R D"]
+    ) -> tuple[Float[Array, "R _"], Kept]:
+        """Return the output of one layer's attention for its input x, with everything that positions do to it."""
+        q_positions, causal = shared.view.q, self.causal
+        batch = len(x) // q_positions.length
+        q, k, v = block.queries_keys_values(x, batch)
+        memory = position.remember(x.reshape(batch, -1, self.width), q_positions)
+        q_positions = replace(q_positions, memory=memory)
+        view, cached = View(q_positions, q_positions, causal), None
+        turned_q, turned_k = position.rotate(q, k, view)
+        if layer.cached is not None and shared.used is not None:
+            used = shared.used
+            new = Cached(turned_k if self.caches_turned else k, v, memory)
+            cached = jax.tree.map(lambda old, new: _append(old, new, used), layer.cached, new)
+            k, v = cached.k, cached.v
+            view = View(q_positions, replace(shared.view.k, memory=cached.memory), causal)
+            turned_q, turned_k = (turned_q, k) if self.caches_turned else position.rotate(q, k, view)
+        turn = partial(position.turn_features, view=view)
+        if shared.weights:
+            added = _sum(self._whole_bias(view), self._scores(position, q, k, view, [WHOLE]))
+            weights = self.attention.weights(turned_q, turned_k, view, added, turn, layer.drawn)
+            out = jnp.einsum("bnts,bsne->btne", weights.astype(v.dtype), v)
+            return out.reshape(len(x), -1), Kept(cached, weights)
+        added = _sum(shared.bias, self._scores(position, q, k, view, self.attention.parts(view)))
+        out = self.attention(turned_q, turned_k, v, view, added, turn, layer.drawn)
+        return out.reshape(len(x), -1), Kept(cached, None)
 
-    def attend(
-        self,
-        q: Float[Array, "B T N H"],
-        k: Float[Array, "B T N H"],
-        v: Float[Array, "B T N E"],
-        positions: Positions,
-        seen: Positions,
-        parts: positional.Parts,
-        bias: positional.Added | None,
-        prepared: Any,
-        layer: Int[Array, ""],
-        drawn: Float[Array, "F H"] | None,
-        stored: tuple[Float[Array, "B S N H"], Float[Array, "B S N H"], Int[Array, ""]] | None,
-    ) -> tuple[Float[Array, "B T N E"], tuple[Float[Array, "B S N H"], Float[Array, "B S N H"]] | None]:
-        """Attention of one layer, with what position does to it; and the keys and values that the queries saw, as they
-        are cached, where some are `stored`."""
-        # Once for each key, not each time that one is read: a token takes 0.9 ms, not 2.1 (scale tiny, two cores).
-        alone = stored is not None and self.position.turned_alone
-        if alone:
-            q, k = self.position.rotate(q, k, positions, positions, layer)
-        if stored is not None:
-            past_k, past_v, used = stored
-            k = jax.lax.dynamic_update_slice_in_dim(past_k, k.astype(past_k.dtype), used, axis=1)
-            v = jax.lax.dynamic_update_slice_in_dim(past_v, v.astype(past_v.dtype), used, axis=1)
-        score = self.position.score(q, k, positions, seen, prepared, parts)
-        adding = [each for each in (bias, score) if each is not None]
-        added = [sum(each) for each in zip(*adding, strict=True)] if adding else None
-        turned_q, turned_k = (q, k) if alone else self.position.rotate(q, k, positions, seen, layer)
-        turn = None
-        if self.position.turns_features():
-            turn = lambda q, k: self.position.turn_features(q, k, positions, seen, layer)  # noqa: E731
-        attended = self.attention(turned_q, turned_k, v, positions, seen, added, turn, self.causal, drawn)
-        return attended, None if stored is None else (k, v)
+    def _scores(self, position: PositionalEncoding, q: Array, k: Array, view: View, parts: list) -> Added | None:
+        """Return the encoding's `score` of each part; None if it has none, as cached keys may then be turned."""
+        if not self.has_score:
+            return None
+        # Queries are split, not sliced: the gradient of a split is one concatenation.
+        queries = jnp.split(q, [part[0].start for part in parts[1:]], axis=1)
+        pairs = zip(queries, parts, strict=True)
+        return _all_or_none([position.score(some, k[:, part[1]], view[part]) for some, part in pairs])
+
+    def _whole_bias(self, view: View) -> Added | None:
+        bias = self.position.bias(view)
+        return None if bias is None else [bias]
+
+    def _placed(self, x: Float[Array, "R D"]) -> Float[Array, "R D"]:
+        stream = self.layout.stream
+        return x if stream is None else jax.lax.with_sharding_constraint(x, stream)
+
+    def _logits(self, x: Float[Array, "R D"]) -> Float[Array, "R V"]:
+        x = x if self.transform is None else self.transform(x)
+        if self.head is None:
+            # The table's rows have variance `embedding_scale`^2; a head's weights should have 1/D.
+            x = x * (1 / (self.embedding_scale * math.sqrt(self.width)))
+            logits = x @ self.embedding[...].astype(self.dtype).T
+        else:
+            logits = self.head(x)
+        return logits if self.transform is None else logits + self.transform.bias[...].astype(self.dtype)
 
     def cache(self, batch: int, size: int) -> Cache:
-        """An empty cache for `size` tokens of `batch` rows."""
-        shape = (self.layers, batch, size, self.heads, self.width // self.heads)
-        empty = lambda: jnp.zeros((batch, size), jnp.int32)  # noqa: E731 (an array of its own: a cache may be donated)
-        keys, values = jnp.zeros(shape, self.dtype), jnp.zeros(shape, self.dtype)
-        return Cache(keys, values, Positions(empty(), empty()), jnp.int32(0))
+        """Return an empty cache for `size` tokens of `batch` rows."""
+
+        def remember(x: Float[Array, "B 1 D"]) -> Any:
+            return positional.at_layer(self.position, 0).remember(x, contiguous(1))
+
+        def empty(*shape: int) -> Array:
+            return jnp.zeros((self.layers, batch, size, *shape), self.dtype)
+
+        one = jax.eval_shape(remember, jax.ShapeDtypeStruct((batch, 1, self.width), self.dtype))
+        memory = jax.tree.map(lambda x: empty(*x.shape[2:]).astype(x.dtype), one)
+        k = empty(self.heads, self.rotated_size if self.caches_turned else self.head_size)
+        layers = Cached(k, empty(self.heads, self.head_size), memory)
+        # Two arrays, because a cache may be donated.
+        free = Positions(jnp.zeros((batch, size), jnp.int32), jnp.zeros((batch, size), jnp.int32))
+        return Cache(layers, free, jnp.int32(0))
 
 
-def _append(cache: Cache, positions: Positions, batch: int) -> Positions:
-    """The cache's positions with those of the new tokens in the next slots."""
+def _all_or_none(parts: list[Array | None]) -> Added | None:
+    found = [part for part in parts if part is not None]
+    return found or None
 
-    def append(old: Array, new: Array) -> Array:
-        new = jnp.broadcast_to(new, (batch, new.shape[1]))
-        return jax.lax.dynamic_update_slice_in_dim(old, new, cache.used, axis=1)
 
+def _sum(bias: Added | None, scores: Added | None) -> Added | None:
+    if bias is None or scores is None:
+        return scores if bias is None else bias
+    return [a + b for a, b in zip(bias, scores, strict=True)]
+
+
+def _append(old: Array, new: Array, used: Int[Array, ""]) -> Array:
+    """Return an array [B S ...] with the new tokens in the slots after the used ones."""
+    return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), used, axis=1)
+
+
+def _appended(cache: Cache, positions: Positions, batch: int) -> Positions:
+    """Return the cache's positions with those of the new tokens in the next slots."""
+    index, segment = (jnp.broadcast_to(x, (batch, positions.length)) for x in (positions.index, positions.segment))
     old = cache.positions
-    return Positions(append(old.index, positions.index), append(old.segment, positions.segment))
+    return Positions(_append(old.index, index, cache.used), _append(old.segment, segment, cache.used))
 
 
-def check(width: int, heads: int, layers: int, hidden: int, embedding_scale: float, dtype: str, remat: str) -> None:
-    """Raises Refusal for sizes that do not make a model."""
-    for name, value in (("width", width), ("heads", heads), ("layers", layers), ("hidden", hidden)):
-        if value < 1:
+def check(width: int, heads: int, head_size: int | None, layers: int, causal: bool) -> Shape:
+    """Return the shape of a model. Raises Refusal for sizes that do not make one."""
+    for name, value in (("width", width), ("heads", heads), ("head_size", head_size), ("layers", layers)):
+        if value is not None and value < 1:
             raise Refusal(f"model.{name}={value}: must be at least 1")
-    if width % heads:
+    if head_size is None and width % heads:
         raise Refusal(
-            f"model.width={width} is not divisible by model.heads={heads}: every head has width/heads components"
+            f"model.width={width} is not divisible by model.heads={heads}: every head has width/heads components, "
+            "unless model.head_size is set"
         )
+    return Shape(width, heads, head_size or width // heads, layers, causal)
+
+
+def _check_numbers(hidden: int, embedding_scale: float, dtype: str, remat: str) -> None:
+    if hidden < 1:
+        raise Refusal(f"model.hidden={hidden}: must be at least 1")
     if not embedding_scale > 0:
         raise Refusal(f"model.embedding_scale={embedding_scale}: must be above 0 (the standard deviation at the start)")
     if dtype not in ("float32", "bfloat16"):
         raise Refusal(f"model.dtype={dtype!r}: must be float32 or bfloat16")
     if remat not in REMAT:
         raise unknown("model.remat", remat, REMAT)
-
-
-def flops_per_token(
-    width: int,
-    heads: int,
-    layers: int,
-    hidden: int,
-    position: Mapping[str, Any],
-    attention: Mapping[str, Any],
-    block: Mapping[str, Any],
-    *,
-    causal: bool,
-    vocabulary: int,
-    length: int,
-) -> float:
-    """Floating-point operations of training on one token: forward, and twice that backward.
-
-    Two for each weight of a matrix product (the embedding is a look-up: it counts nothing), and for each product in
-    attention over the keys that a token may see alone: of softmax attention that is causal, two products of `width`
-    over (length + 1) / 2 keys on average; likewise an encoding's own products in every layer. Not counted: norms,
-    softmax, sums over keys, what is computed again for the backward pass, and what an encoding makes of positions
-    alone, once for all rows of a batch (below 1% at every scale in configs/presets.py).
-    """
-    style, shape = Style(**block), positional.Shape(width, heads, width // heads, layers, causal)
-    weights = layers * style.weights(width, hidden) + style.transform * width * width + width * vocabulary
-    encoding = positional.abstract(position, shape)
-    attending = attentions.make(attention).flops(width, heads, length, causal, encoding.turns_features())
-    return 3 * 2 * (weights + layers * (attending + encoding.flops(shape, length)))

@@ -1,4 +1,4 @@
-"""Measure how fast the programs are: per encoding, in ensembles, by depth and by length; a table, JSON and a figure."""
+"""Measure how fast training is: per encoding, in ensembles, by depth and by length; a table, JSON and a figure."""
 
 import platform
 import subprocess
@@ -27,16 +27,15 @@ EXAMPLES = """examples:
   python -m scripts.benchmark --shape=width=64,layers=2,length=128 --out=results/benchmark
   python -m scripts.benchmark --scale=gpt2 --shape=tokenizer=bpe:50304,tied=True --data=text:PATH
 
-All that is compared took turns in one process, but compile times, which are of a single one. FLOPs are counted by
-rope_lm.transformer.flops_per_token, the causal half of attention alone; utilisation is their rate over that of a square
-matrix product in the same run, on as many devices. Prefill is reading half a row at once, and a token the time of each
-of the other half, one by one with the cache, of one row. With --out every section is written as soon as it is measured,
-and what was refused says why.
+Everything compared took turns in one process, except compile times, which were measured once. FLOPs are counted by
+rope_lm/costs.py; utilisation is their rate over that of a square matrix product in the same run, on as many devices.
+Prefill reads half a row at once; a token is the mean time of each token of the other half, one by one with the cache,
+in one row. With --out every section is written as soon as it is measured; a part that was refused says why.
 exit status: 0, or 2 for a mistake in the command."""
 FEW = ("none", "learned", "sinusoidal", "relative_bias", "rotary")
 LISTS = {"few": FEW, "all": tuple(POSITIONS)}
 MEMBERS, LAYERS, LENGTHS = (1, 2, 4, 8), (2, 16), (128, 512, 4096)
-SHAPE = {  # where each stands in a config
+SHAPE = {  # key of --shape -> its section of a config
     "width": "model",
     "layers": "model",
     "heads": "model",
@@ -52,13 +51,11 @@ SHAPE = {  # where each stands in a config
 def main() -> int:
     parser = entry.parser("benchmark", __doc__, EXAMPLES)
     parser.add_argument("--scale", default="tiny", help=f"one or more of {', '.join(SCALES)}, with commas (tiny)")
-    parser.add_argument(
-        "--data", default="stdlib", help="the text, as in configs/lm.py: its tokens hang on it (stdlib)"
-    )
+    parser.add_argument("--data", default="stdlib", help="the text, as in configs/lm.py (stdlib)")
     parser.add_argument("--shape", default="", help=f"changes to the scale: {'=,'.join(SHAPE)}=")
     parser.add_argument("--encodings", default="few", help=f"with commas, all, or few: {', '.join(FEW)} (few)")
     parser.add_argument("--attention", default="softmax", help=f"{' or '.join(ATTENTIONS)} (softmax)")
-    parser.add_argument("--only-encodings", action="store_true", help="leave out all that is measured of rotary alone")
+    parser.add_argument("--only-encodings", action="store_true", help="measure the encodings and nothing else")
     parser.add_argument("--out", help="a folder for benchmark.json and benchmark.svg (nothing is written)")
     arguments = parser.parse_args()
     scales = arguments.scale.split(",")
@@ -78,7 +75,7 @@ def main() -> int:
     result: dict = {"machine": _machine(), "rows": []}
     console = Console()
     save = partial(_write, arguments.out, result)
-    # Empty, so that times of compiling are real, and what is measured in several ways is compiled once.
+    # Empty, so that compile times are real, and a program measured in several ways compiles once.
     with tempfile.TemporaryDirectory() as folder:
         entry.compilation_cache(folder)
         for scale in scales:
@@ -98,7 +95,7 @@ def main() -> int:
             save(draw=True)
             if not arguments.only_encodings:
                 result[scale] = {"encoding": "rotary"}
-                _more(benchmark, shared, shape, console, result[scale], save)
+                _more(shared, shape, console, result[scale], save)
     return 0
 
 
@@ -107,21 +104,26 @@ def _measured(rows: list[dict]) -> list[dict]:
 
 
 def _fits(name: str, attention: str) -> bool:
-    """Whether an encoding can act in an attention."""
-    from rope_lm.attention import ATTENTIONS
-    from rope_lm.positional import ENCODINGS
+    """Return True if an encoding can act in an attention."""
+    from rope_lm import attention as attentions
+    from rope_lm.positional import Shape, effects
 
+    config = _config(f"position={name},attention={attention},scale=nano", {})["model"]
+    shape = Shape(config["width"], config["heads"], config["width"] // config["heads"], config["layers"], causal=True)
+    section = config["attention"] | ({"kernel": "xla"} if "kernel" in config["attention"] else {})
     try:
-        ATTENTIONS[attention].check(name, ENCODINGS[name])
+        attentions.make(section, head_size=shape.head_size).check(name, effects(config["position"], shape))
     except Refusal:
         return False
     return True
 
 
-def _more(benchmark, shared: str, shape: dict[str, Any], console: Console, found: dict, save: Callable) -> None:
-    """Everything that is measured of rotary alone, into `found`; printed and saved as it comes."""
+def _more(shared: str, shape: dict[str, Any], console: Console, found: dict, save: Callable) -> None:
+    """Measure what is measured for rotary only, into `found`; print and save each section as it comes."""
+    from rope_lm import benchmark
+
     config = _config(f"position=rotary,{shared}", shape)
-    say = lambda text: console.print(text, highlight=False)  # noqa: E731
+    say = partial(console.print, highlight=False)
 
     @contextmanager
     def section(name: str) -> Iterator[None]:
@@ -158,7 +160,7 @@ def _more(benchmark, shared: str, shape: dict[str, Any], console: Console, found
         configs = {each: _config(f"position=rotary,attention={each},{shared}", shape) for each in ATTENTIONS}
         for attention, rows in benchmark.lengths(configs, LENGTHS).items():
             found["lengths" if attention == "softmax" else f"lengths_{attention}"] = rows
-            say(f"{attention}, a token of rows of " + listed(rows, token))
+            say(f"{attention}, per token in rows of " + listed(rows, token))
 
 
 def _shape(text: str) -> dict[str, Any]:
@@ -169,7 +171,7 @@ def _shape(text: str) -> dict[str, Any]:
         elif key == "dtype":
             pick("--shape=dtype", value, dict.fromkeys(("float32", "bfloat16")))
         elif key not in ("tokenizer", "kernel"):
-            least = 2 if key == "length" else 1  # half a row is read, the other half written
+            least = 2 if key == "length" else 1  # half a row is read, the other half generated
             if not value.isdigit() or int(value) < least:
                 raise Refusal(f"--shape={key}={value}: must be a whole number of at least {least}")
             chosen[key] = int(value)
@@ -232,7 +234,7 @@ def _table(scale: str, rows: list[dict]) -> Table:
 
 def _write(folder: str | None, result: dict, draw: bool = False) -> None:
     from rope_lm.analysis import figures
-    from rope_lm.journal import write_json
+    from rope_lm.run_directory import write_json
 
     if not folder:
         return

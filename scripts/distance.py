@@ -25,12 +25,12 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.rows < 1:
         raise Refusal(f"--rows={arguments.rows}: must be at least 1")
-    from rope_lm import distance, journal
+    from rope_lm import distance, run_directory
 
     console = Console()
     for workdir in entry.workdirs(arguments.runs):
         found = distance.measure(workdir, arguments.rows)
-        journal.write_json(workdir / "distance.json", found)
+        run_directory.write_json(workdir / "distance.json", found)
         console.print(_table(str(workdir), np.mean(found["mean"], axis=0)))
     return 0
 

@@ -1,5 +1,4 @@
-"""Print the table of encodings that README.md shows: what is proved of each, what it costs, what it learned; and draw
-what each does to a score as its two tokens move apart."""
+"""Print the table of encodings: tests, cost and result of each; draw how each changes a score with distance."""
 
 import json
 from pathlib import Path
@@ -17,11 +16,11 @@ EXAMPLES = """examples:
   python -m scripts.encodings --report=report/summary.json --benchmark=bench/benchmark.json
   python -m scripts.encodings --out=results/encodings        decay.svg and decay.png besides
 
-Shift-invariance is measured here: logits of a small random model when all positions are shifted by 1,000 tokens.
+Shift invariance is measured here: the logits of a small random model when all positions are shifted by 1,000 tokens.
 exit status: 0, or 2 for a mistake in the command."""
 HEAD = 64  # size of a head in the figure
-UNSHAPED = ("relative_bias", "fire", "continuous_bias")  # whose curve is random before training
-HEADS = ("encoding", "held against", "shift-invariant", "its parameters", "step over none", "final nats", "read at 4x")
+UNSHAPED = ("relative_bias", "fire", "continuous_bias")  # their curves are random before training
+HEADS = ("encoding", "compared with", "shift-invariant", "its parameters", "step over none", "final nats", "read at 4x")
 
 
 def main() -> int:
@@ -45,7 +44,7 @@ def main() -> int:
         arm, speed = arms.get(name), speeds.get(name)
         cells = [
             name,
-            ", ".join(sources.get(name, "").split(", ")[:2]).split("(")[0].strip(),  # what, and where in it
+            ", ".join(sources.get(name, "").split(", ")[:2]).split("(")[0].strip(),  # the source, and the place in it
             "yes" if shift_invariant(name) else "no",
             f"{arm['parameters_position']:,}" if arm else "",
             f"{100 * speed['overhead']:+.1f}%" if speed and name != "none" else "",
@@ -62,16 +61,17 @@ def _draw(out: Path) -> None:
     from rope_lm.analysis import figures
     from rope_lm.positional import ENCODINGS
 
+    identity = ENCODINGS["none"]
     distances = np.unique(np.geomspace(1, 1024, 120).round().astype(int)) - 1
     kept, added = {}, {}
     for name, cls in ENCODINGS.items():
-        if cls.turns_features() or cls.score is not ENCODINGS["none"].score:
-            continue  # what these do hangs on the tokens
-        made = _made(name)
-        if cls.rotate is not ENCODINGS["none"].rotate:
-            kept[name] = _kept(made, distances)
-        elif cls.bias is not ENCODINGS["none"].bias and name not in UNSHAPED:
-            added[name] = _added(made, distances)
+        if cls.turn_features is not identity.turn_features or cls.score is not identity.score:
+            continue  # their effect depends on the tokens
+        encoding = _encoding(name)
+        if cls.rotate is not identity.rotate:
+            kept[name] = _kept(encoding, distances)
+        elif cls.bias is not identity.bias and name not in UNSHAPED:
+            added[name] = _added(encoding, distances)
     bound = upper_bound(frequencies(HEAD, 10_000.0), distances)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -80,43 +80,46 @@ def _draw(out: Path) -> None:
         raise Refusal(f"--out={str(out)!r} cannot be written ({error.strerror}): choose another folder") from error
 
 
-def _made(name: str) -> Any:
-    """An encoding with its config row, for one layer of eight heads of 64."""
+def _encoding(name: str) -> Any:
+    """Build an encoding from its config row, as a layer sees it, for eight heads of size 64."""
+    import jax
     from flax import nnx
 
     from configs.presets import POSITIONS
     from rope_lm import positional
 
-    row = {"name": name, **POSITIONS[name]} | {
-        key: 1024 for key in ("limit", "trained_length") if key in POSITIONS[name]
-    }
+    lengths = {key: 1024 for key in ("limit", "trained_length") if key in POSITIONS[name]}
+    row = {"name": name, **POSITIONS[name]} | lengths
     row |= {"bases": POSITIONS[name]["bases"][:1]} if "bases" in row else {}
     shape = positional.Shape(8 * HEAD, 8, HEAD, layers=1, causal=True)
-    return positional.make(row, shape=shape, rngs=nnx.Rngs(0, position=1))
+    encoding = positional.make(row, shape=shape, rngs=nnx.Rngs(0, position=1))
+    graph, layered, shared = nnx.split(encoding, positional.is_layered, ...)
+    return nnx.merge(graph, jax.tree.map(lambda x: x[0], layered), shared)
 
 
-def _kept(made: Any, distances: np.ndarray) -> np.ndarray:
-    """The share that is left of the score of a vector with itself, on average over vectors: a key at index 0, queries
-    further and further from it."""
+def _kept(encoding: Any, distances: np.ndarray) -> np.ndarray:
+    """Return the share of a vector's score with itself that is left at each distance, on average over vectors."""
     import jax.numpy as jnp
 
-    from rope_lm.positions import Positions
+    from rope_lm.positions import Positions, View
 
-    at = lambda index: Positions(jnp.asarray(index)[None], jnp.ones((1, len(index)), jnp.int32))  # noqa: E731
+    def at(index: int) -> Positions:
+        return Positions(jnp.array([[index]]), jnp.ones((1, 1), jnp.int32))
+
     basis = jnp.eye(HEAD)[None, None]  # its mean over unit vectors is that over all directions
-    left = []
+    scores = []
     for distance in distances:
-        q, k = made.rotate(basis, basis, at([int(distance)]), at([0]), jnp.int32(0))
-        left.append(float((q * k).sum(-1).mean()))
-    return np.array(left) / left[0]
+        q, k = encoding.rotate(basis, basis, View(at(int(distance)), at(0), causal=True))
+        scores.append(float((q * k).sum(-1).mean()))
+    return np.array(scores) / scores[0]
 
 
-def _added(made: Any, distances: np.ndarray) -> np.ndarray:
-    """What is added to a logit, less what is added at distance 0, by head [N, distances]: the last query of a text."""
-    from rope_lm.positions import contiguous
+def _added(encoding: Any, distances: np.ndarray) -> np.ndarray:
+    """Return what is added to a logit at each distance, minus that at distance 0, by head [N, distances]."""
+    from rope_lm.positions import View, contiguous
 
-    where = contiguous(int(distances.max()) + 1)
-    bias = np.asarray(made.bias(where[-1:], where))[0, :, 0, ::-1][:, distances]
+    text = contiguous(int(distances.max()) + 1)
+    bias = np.asarray(encoding.bias(View(text[-1:], text, causal=True)))[0, :, 0, ::-1][:, distances]
     return bias - bias[:, :1]
 
 
@@ -130,13 +133,13 @@ def _read(path: str, key: str) -> list[dict[str, Any]]:
 
 
 def _longer(rows: list[dict[str, Any]]) -> str:
-    """What reading four times the trained length adds to the loss."""
+    """Return what reading four times the trained length adds to the loss."""
     mean = {row["multiple"]: sum(row["apart"]) / len(row["apart"]) for row in rows if not row["scaling"]}
     return f"{mean[4] - mean[1]:+.2f}" if {1, 4} <= mean.keys() else "refused" if 1 in mean else ""
 
 
 def shift_invariant(name: str) -> bool:
-    """Whether a shift of all positions by 1,000 tokens leaves the logits of a random model as they were."""
+    """Return True if shifting all positions by 1,000 tokens does not change the logits of a random model."""
     import jax
     import jax.numpy as jnp
     from flax import nnx

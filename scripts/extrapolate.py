@@ -32,7 +32,7 @@ def main() -> int:
         raise Refusal(f"--multiples={arguments.multiples}: each must divide the greatest, so that all read one text")
     if arguments.rows < 1:
         raise Refusal(f"--rows={arguments.rows}: must be at least 1")
-    from rope_lm import extrapolation, journal, trained
+    from rope_lm import extrapolation, run_directory, trained
 
     names = list(extrapolation.SCALINGS) if arguments.scalings is None else arguments.scalings.split(",")
     for name in filter(None, names):
@@ -41,7 +41,7 @@ def main() -> int:
     console = Console()
     for workdir in entry.workdirs(arguments.runs):
         config = extrapolation.check(workdir)
-        trained.load(workdir).whole()  # what is wrong with the run itself is no finding
+        trained.load(workdir).finite()  # what is wrong with the run itself is no finding
         text = trained.text(workdir, arguments.rows, max(multiples))
         rotary = config["model"]["position"]["name"] == "rotary"
         found, refused = [], []
@@ -52,7 +52,7 @@ def main() -> int:
                 except Refusal as refusal:
                     refused.append({"multiple": multiple, "scaling": scaling, "why": str(refusal)})
         made = {"schema": 1, "length": config["data"]["length"], "rows": found, "refused": refused}
-        journal.write_json(workdir / "extrapolation.json", made)
+        run_directory.write_json(workdir / "extrapolation.json", made)
         console.print(_table(str(workdir), made))
     return 0
 

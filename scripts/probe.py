@@ -29,12 +29,12 @@ def main() -> int:
     multiples = entry.multiples(arguments.multiples)
     if arguments.rows < 1:
         raise Refusal(f"--rows={arguments.rows}: must be at least 1")
-    from rope_lm import journal, probing, trained
+    from rope_lm import probing, run_directory, trained
 
     console = Console()
     for workdir in entry.workdirs(arguments.runs):
         probing.check(workdir)
-        trained.load(workdir).whole()  # what is wrong with the run itself is no finding
+        trained.load(workdir).finite()  # what is wrong with the run itself is no finding
         found, refused = [], []
         for multiple in multiples:
             try:
@@ -43,7 +43,7 @@ def main() -> int:
                 if multiple == 1:
                     raise
                 refused.append({"multiple": multiple, "why": str(refusal)})
-        journal.write_json(workdir / "probe.json", {"schema": 1, "rows": found, "refused": refused})
+        run_directory.write_json(workdir / "probe.json", {"schema": 1, "rows": found, "refused": refused})
         console.print(_table(workdir, found, refused))
     return 0
 

@@ -1,46 +1,55 @@
-"""Train every arm of a sweep, each in a process of its own.
+"""Train every arm of a sweep, each in its own process.
 
     python -m scripts.sweep --workdir=runs/ablation --config=configs/ablation.py:quick
 
-    --dry                  build every arm, print the plan with parameters and FLOPs, train nothing
-    --at_once=2            train two arms side by side, each on half of the machine's GPUs, or of its cores
-    --only=rotary,none     these arms alone; in a sweep of settings also a setting, or SETTING/ARM
+    --dry                  build and compile every arm, print parameters, FLOPs and memory, train nothing
+    --at_once=2            train two arms side by side, each on half of the machine's GPUs or cores
+    --only=rotary,none     train these arms only; in a sweep of settings also a setting, or SETTING/ARM
     --config.base.X=Y      change the base config, and so every arm: --config.base.steps=500 --config.base.seeds=0,1
-                           (refused where an arm sets X: --config.arms.rotary.optimizer.learning_rate=1e-3 changes that)
+                           (refused if an arm sets X: --config.arms.rotary.optimizer.learning_rate=1e-3 changes that)
 
-Sweeps are functions in configs/ablation.py: quick (five encodings x three seeds), tuning (the grid of learning rates
-that quick's were chosen from), encodings (every encoding at one rate); and in configs/studies.py: replication (causal
-and masked x softmax and Performer), tuned (its grid), sizes, embedding_scale. Before it starts it measures a step of
-each setting and says how long the whole takes on this machine. One arm that fails does not stop the others, and
-one that is killed is tried three times in all; running the command again goes on where it was stopped and does not redo
-finished arms. Exit status: 0 all finished, 1 some failed or diverged, 2 a mistake in the command, 75 stopped.
+Sweeps are functions in configs/ablation.py: quick (five encodings, three seeds), tuning (the grid of learning rates
+that quick's were chosen from), encodings (every encoding at one learning rate); and in configs/studies.py: replication
+(causal and masked, softmax and Performer), tuned (its grid), sizes, embedding_scale. Before it starts, the sweep
+measures a step of each setting and says how long the whole takes on this machine. An arm that fails does not stop the
+others, and an arm that is killed is tried three times in all. The same command goes on where a sweep was stopped, and
+does not repeat finished arms.
+Exit status: 0 all finished, 1 some failed or diverged, 2 a mistake in the command, 75 stopped.
 """
+
+from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
 
+from rope_lm.sweep.main import LAUNCHERS, sweep
 from scripts import entry
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "a sweep's config file, then `:` and its name")
+CONFIG = config_flags.DEFINE_config_file("config", None, "a sweep's config file, then `:` and the name of the sweep")
 WORKDIR = flags.DEFINE_string("workdir", None, "the folder of the sweep; each arm gets a folder in it")
 DETERMINISTIC = flags.DEFINE_bool("deterministic", False, "as for scripts.train")
+ON = flags.DEFINE_enum("on", "local", list(LAUNCHERS), "where the arms train; local is this machine")
 AT_ONCE = flags.DEFINE_integer("at_once", 1, "arms that are trained side by side, each on a share of the machine")
 DRY = flags.DEFINE_bool("dry", False, "print the plan and train nothing")
-ONLY = flags.DEFINE_list("only", None, "names of arms, with commas between them")
+ONLY = flags.DEFINE_list("only", None, "names of arms, separated by commas")
 
 
 def main() -> int:
     config = entry.config(CONFIG)
     workdir = entry.required(WORKDIR)
-    from rope_lm import launch, shares
+    from rope_lm.sweep import arms, tables
 
-    arms = launch.expand(config, ONLY.value, entry.overrides(CONFIG))
+    expanded = arms.expand(config, ONLY.value, entry.overrides(CONFIG))
     if DRY.value:
-        launch.show_plan(arms)
+        entry.cores_as_devices(*expanded.values())
+        if cache := config["base"].get("data", {}).get("cache"):  # the arms then find their programs compiled
+            entry.compilation_cache(cache)
+        tables.show_plan(expanded)
         return 0
     flags = ["--deterministic"] if DETERMINISTIC.value else []
-    return launch.sweep(arms, config["claims"], workdir, flags, shares.equal(AT_ONCE.value))
+    root = Path(workdir).resolve()
+    return sweep(expanded, config["claims"], root, LAUNCHERS[ON.value](root, AT_ONCE.value, flags))
 
 
 if __name__ == "__main__":
-    entry.start(main, __doc__)
+    entry.start(main, __doc__ or "")

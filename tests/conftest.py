@@ -1,19 +1,21 @@
-"""Shapes and types of every public signature are checked while the tests run."""
+"""Checks the shapes and types of every public signature while the tests run, and leaves the slow tests to --all."""
 
 import gc
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Tests compile a thousand small programs and run each a few times: a third less is spent on them in all. What .ci/run
-# trains by the scripts is compiled as everywhere.
+# The tests compile many small programs and run each a few times. Without XLA's optimizations that takes a third less
+# time. What .ci/run trains with the scripts is optimized as usual.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 from jaxtyping import install_import_hook
 
-# A whole number is a float too (PEP 484).
+# An int is a float too (PEP 484).
 install_import_hook("rope_lm", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 import hypothesis  # noqa: E402
@@ -28,13 +30,53 @@ jax.config.update("jax_compilation_cache_dir", str(Path(tempfile.gettempdir(), f
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
+# The tests marked `all` run under --all only; one line at the end says which were left.
+
+LEFT = pytest.StashKey[Counter[str]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="run every test, including those marked `all`")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[LEFT] = Counter()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--all"):
+        return
+    left = [item for item in items if item.get_closest_marker("all")]
+    config.hook.pytest_deselected(items=left)
+    items[:] = [item for item in items if not item.get_closest_marker("all")]
+    config.stash[LEFT] = Counter(item.path.stem.removeprefix("test_") for item in left)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left"] = dict(session.config.stash[LEFT])
+
+
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist's: only its workers collect
+def pytest_testnodedown(node: Any) -> None:
+    node.config.stash[LEFT] = Counter(getattr(node, "workeroutput", {}).get("left", {}))
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if left := config.stash[LEFT]:
+        files = ", ".join(f"{name} {count}" for name, count in left.most_common())
+        terminalreporter.write_line(f"left to ./scripts/test.sh --all: {left.total()} tests ({files})")
+
+
 MAPS = Path("/proc/self/maps")
 
 
 @pytest.fixture(autouse=True)
 def programs() -> Iterator[None]:
-    """Dropped before there are too many: on Linux a process may map 65,530 pieces of memory, and every compiled program
-    is some of them (after some 500 tests XLA aborted)."""
+    """Drop compiled programs before there are too many.
+
+    On Linux a process may map 65,530 pieces of memory, every compiled program takes some, and XLA aborts without.
+    """
     yield
     if MAPS.exists() and MAPS.read_bytes().count(b"\n") > 20_000:
         jax.clear_caches()

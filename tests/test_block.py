@@ -1,4 +1,4 @@
-"""What layers can be made of: every preset decodes, learns, and has no parameter that does nothing."""
+"""Layers of every style: each preset decodes, learns, and has no parameter that does nothing."""
 
 import jax
 import jax.numpy as jnp
@@ -7,11 +7,12 @@ import pytest
 from flax import nnx
 
 from configs.presets import BLOCKS
-from rope_lm.block import MLPS, NORMS, RESIDUALS, Style, product
-from rope_lm.positions import contiguous
-from tests.models import LENGTH, model, section, tokens
-from tests.test_training import BATCH, program, rows
+from rope_lm.block import MLPS, NORMS, RESIDUALS, Style
+from tests.models import forward, model, tokens
+from tests.programs import BATCH, program, rows, start
 
+# gpt2's pieces are among those of ours and bert; ours is trained by most other tests.
+ALL = {"gpt2", "ours"}
 every_block = pytest.mark.parametrize("name", sorted(BLOCKS))
 
 
@@ -23,23 +24,18 @@ def test_each_row_is_a_style_and_each_piece_is_in_some_row():
 
 @every_block
 def test_cached_decoding_equals_the_full_forward_pass(name):
-    made, text = model("rotary", block=BLOCKS[name]), tokens(2)
-    full, _ = made(text)
-    cache, pieces, at = made.cache(2, LENGTH), [], 0
-    for size in (5, 1, 26):
-        logits, cache = made(text[:, at : at + size], contiguous(size, at), cache)
-        pieces.append(logits)
-        at += size
-    np.testing.assert_allclose(jnp.concatenate(pieces, 1), full, atol=2e-5)
+    made, text = forward(model("rotary", block=BLOCKS[name])), tokens(2)
+    np.testing.assert_allclose(made.decoded(text, 8), made.whole(text), atol=2e-5)
 
 
-@every_block
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.all if name in ALL else ()) for name in sorted(BLOCKS)]
+)
 def test_every_parameter_is_trained_and_a_row_is_learned(name):
-    predicted = {"name": "causal"}
-    made = program("rotary", 1, model=section("rotary", block=BLOCKS[name]), predicted=predicted)
-    start = made.init(np.array([0], np.uint32), np.array([1e-2], np.float32))
-    before = jax.tree.map(np.asarray, start.params)
-    row, state = np.repeat(rows(0, 0)[:1], BATCH, 0)[None], start
+    made = program("rotary", model={"block": BLOCKS[name]})
+    state = start(made, (0,))
+    before = jax.tree.map(np.array, state.params)
+    row = np.repeat(rows(0, 0)[:1], BATCH, 0)[None]
     for _ in range(80):
         state, metrics = made.step(state, row)
     assert float(metrics.nats[0]) < 0.2  # from ln 17 = 2.8
@@ -47,43 +43,29 @@ def test_every_parameter_is_trained_and_a_row_is_learned(name):
         assert not np.array_equal(old, new), path
 
 
-@every_block
-def test_the_weights_that_are_counted_are_those_that_are_there(name):
-    shapes = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: model("rotary", block=BLOCKS[name])), nnx.Param))
-    there = sum(x.size for path, x in jax.tree.leaves_with_path(shapes["blocks"]) if path[-1].key == "weight")
-    assert 2 * Style(**BLOCKS[name]).weights(width=32, hidden=64) == there, "in two layers"
-
-
-def test_a_parallel_block_reads_the_stream_once():
-    """Attention and MLP of one layer do not see each other: without attention's output the MLP adds the same."""
+def test_attention_and_mlp_of_a_parallel_block_do_not_see_each_other():
+    """Without attention's output the MLP adds the same."""
     made = model("none", layers=1, block=BLOCKS["neox"])
     stream = jax.random.normal(jax.random.key(0), (6, 32))
     graph, state = nnx.split(made.blocks)
     block = nnx.merge(graph, jax.tree.map(lambda x: x[0], state))
-    silent, _ = block(stream, 1, lambda q, k, v: (jnp.zeros_like(v), None))
-    heard, _ = block(stream, 1, lambda q, k, v: (v, None))
-    added, _ = block.attention(block.attention_norm(stream), 1, lambda q, k, v: (v, None))
+
+    def silence(x: jax.Array) -> tuple[jax.Array, None]:
+        return jnp.zeros_like(x), None
+
+    def echo(x: jax.Array) -> tuple[jax.Array, None]:
+        return x, None
+
+    silent, heard = block(stream, silence)[0], block(stream, echo)[0]
+    added, _ = block.attention(block.attention_norm(stream), echo)
     np.testing.assert_allclose(heard - silent, added - block.out.bias[...], atol=1e-5)
 
 
-@pytest.mark.parametrize("inner, outer", [(12, 20), (16, 16), (20, 12)])
-def test_a_product_is_a_product_values_and_gradients(inner, outer):
-    keys, sizes = jax.random.split(jax.random.key(0), 3), [(8, inner), (inner, outer), (8, outer)]
-    x, w, g = (jax.random.normal(key, size) for key, size in zip(keys, sizes, strict=True))
-    value, pull = jax.vjp(jax.jit(product), x, w)
-    expected, plain = jax.vjp(jnp.matmul, x, w)
-    np.testing.assert_allclose(value, expected, atol=1e-5)
-    for found, wanted in zip(pull(g), plain(g), strict=True):
-        np.testing.assert_allclose(found, wanted, atol=1e-5)
-
-
-@pytest.mark.parametrize("inner, outer, computed", [(12, 20, "12,20"), (20, 12, "12,20")])
-def test_the_gradient_of_weights_is_computed_narrow_side_first(inner, outer, computed):
-    """In the program that is compiled too: XLA would turn a product that is turned."""
-
-    def of_weights(x, w, g):
-        return jax.vjp(product, x, w)[1](g)[1]
-
-    given = jnp.ones((8, inner)), jnp.ones((inner, outer)), jnp.ones((8, outer))
-    products = [line for line in jax.jit(of_weights).lower(*given).compile().as_text().splitlines() if " dot(" in line]
-    assert len(products) == 1 and f"f32[{computed}]" in products[0].split(" dot(")[0]
+def test_queries_keys_and_values_of_a_head_are_those_of_its_columns():
+    made = model("none", layers=1, head_size=6)
+    graph, state = nnx.split(made.blocks)
+    block = nnx.merge(graph, jax.tree.map(lambda x: x[0], state))
+    x = jax.random.normal(jax.random.key(0), (10, 32))
+    columns = (np.asarray(x) @ np.asarray(block.qkv.weight[...])).reshape(2, 5, 4, 3, 6)
+    for found, expected in zip(block.queries_keys_values(x, 2), np.moveaxis(columns, 3, 0), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -3,6 +3,7 @@
 import shutil
 import time
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ def tree(number: float = 0.0) -> dict:
     return {"a": jnp.arange(1000, dtype=jnp.float32) + number, "b": {"c": jnp.full((3, 4), number, jnp.bfloat16)}}
 
 
-def abstract(value: dict | None = None) -> dict:
+def abstract(value: Any = None) -> Any:
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), value or tree())
 
@@ -37,7 +38,7 @@ def equal(found: dict, number: float) -> None:
 
 def test_the_newest_comes_back_bit_for_bit_and_old_ones_go(tmp_path):
     saved(tmp_path)
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["2", "3"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3"]
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         step, found, _ = checkpoints.restore(abstract())
     assert step == 3
@@ -61,34 +62,43 @@ def test_what_is_saved_is_the_state_at_the_save_whatever_comes_after(tmp_path):
     np.testing.assert_array_equal(found["a"], np.arange(4_000_000, dtype=np.float32))
 
 
-def test_damage_to_any_file_is_found_and_the_checkpoint_before_is_used(tmp_path, capfd):
-    saved(tmp_path / "whole")
-    files = [each for each in (tmp_path / "whole" / "3").rglob("*") if each.is_file() and each.stat().st_size]
-    assert len(files) > 4
-    for number, file in enumerate(files):
+def spoil(file: Path, how: str) -> None:
+    content = bytearray(file.read_bytes())
+    if how == "flip":
+        content[len(content) // 2] ^= 8
+        file.write_bytes(content)
+    elif how == "truncate":
+        file.write_bytes(content[: len(content) // 2])
+    else:
+        file.unlink()
+
+
+def test_damage_to_any_file_is_found(tmp_path):
+    saved(tmp_path / "whole", steps=(3,))
+    whole = tmp_path / "whole" / "3"
+    files = [path for path in whole.rglob("*") if path.is_file() and path.stat().st_size]
+    assert len(files) > 4 and damage(whole) is None
+    for file in files:
         for how in ("flip", "truncate", "delete"):
-            folder = tmp_path / f"{number}-{how}"
-            shutil.copytree(tmp_path / "whole", folder)
-            hurt = folder / file.relative_to(tmp_path / "whole")
-            content = bytearray(hurt.read_bytes())
-            if how == "flip":
-                content[len(content) // 2] ^= 8
-                hurt.write_bytes(content)
-            elif how == "truncate":
-                hurt.write_bytes(content[: len(content) // 2])
-            else:
-                hurt.unlink()
-            with Checkpoints(folder, keep=2, saved=3) as checkpoints:
-                step, found, _ = checkpoints.restore(abstract())
-                assert step == 2, hurt
-                equal(found, 2)
-                assert hurt.name in capfd.readouterr().err or (hurt.name == SUMS and how == "flip")
-                assert (folder / "bad" / "3.0").exists()
-                checkpoints.save(3, tree(33))
-                checkpoints.wait()
-                step, found, _ = checkpoints.restore(abstract())
-                assert step == 3
-                equal(found, 33)
+            folder = Path(shutil.copytree(whole, tmp_path / "hurt", dirs_exist_ok=True))
+            hurt = folder / file.relative_to(whole)
+            spoil(hurt, how)
+            assert hurt.name in damage(folder) or (hurt.name == SUMS and how == "flip"), (hurt, how)
+
+
+def test_the_checkpoint_before_a_damaged_one_is_used_and_its_step_is_saved_again(tmp_path, capfd):
+    saved(tmp_path)
+    hurt = max((path for path in (tmp_path / "3").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    spoil(hurt, "flip")
+    with Checkpoints(tmp_path, keep=2, saved=3) as checkpoints:
+        step, found, _ = checkpoints.restore(abstract())
+        assert step == 2 and (tmp_path / "bad" / "3.0").exists() and hurt.name in capfd.readouterr().err
+        equal(found, 2)
+        checkpoints.save(3, tree(33))
+        checkpoints.wait()
+        step, found, _ = checkpoints.restore(abstract())
+        assert step == 3
+        equal(found, 33)
 
 
 def test_what_lacks_its_sums_is_kept_where_it_was_saved_and_goes_where_it_never_was(tmp_path):
@@ -100,7 +110,7 @@ def test_what_lacks_its_sums_is_kept_where_it_was_saved_and_goes_where_it_never_
         pytest.raises(Refusal, match=rf"\(step 2: {SUMS} is missing or torn\)"),
     ):
         checkpoints.restore(abstract())
-    assert [each.name for each in tmp_path.iterdir()] == ["bad"]
+    assert [path.name for path in tmp_path.iterdir()] == ["bad"]
     equal(ocp.StandardCheckpointer().restore((tmp_path / "bad" / "2.0" / "state").absolute(), abstract()), 2)
 
 
@@ -140,12 +150,33 @@ def test_a_tree_of_another_shape_or_dtype_is_refused_naming_the_leaf(tmp_path):
     saved(tmp_path)
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         for other, words in [
-            ({"a": jnp.zeros(999), "b": tree()["b"]}, r"\['a'\] as float32\[1000\], this program has float32\[999\]"),
-            ({"a": tree()["a"], "b": {"c": jnp.zeros((3, 4))}}, r"\['b'\]\['c'\] as bfloat16\[3, 4\]"),
-            ({"a": tree()["a"]}, r"\['b'\]\['c'\] as bfloat16.*this program has nothing"),
+            ({"a": jnp.zeros(999), "b": tree()["b"]}, r"holds a as float32\[1000\], this program has float32\[999\]"),
+            ({"a": tree()["a"], "b": {"c": jnp.zeros((3, 4))}}, r"holds b/c as bfloat16\[3, 4\]"),
+            ({"a": tree()["a"]}, r"holds b/c as bfloat16.*this program has nothing"),
         ]:
             with pytest.raises(Refusal, match=words):
                 checkpoints.restore(abstract(other))
+
+
+class Old(NamedTuple):
+    """A state whose containers Orbax writes in its own way."""
+
+    step: jax.Array
+    moments: tuple
+
+
+def test_a_tuple_with_empty_parts_comes_back_as_it_was(tmp_path):
+    state = Old(jnp.int32(3), ((), {"mu": jnp.arange(3.0)}, ()))
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        checkpoints.save(3, state, note=["n"])
+        checkpoints.wait()
+        step, found, note = checkpoints.restore(abstract(state))
+    assert (step, note) == (3, ["n"]) and jax.tree.structure(found) == jax.tree.structure(state)
+    np.testing.assert_array_equal(found.moments[1]["mu"], np.arange(3.0))
+
+
+def test_importing_changes_no_registry_of_orbax():
+    assert ocp.type_handlers.get_type_handler(jax.Array)._use_replica_parallel, "Orbax's own default"
 
 
 def test_the_call_returns_before_the_save_is_on_disk(tmp_path):

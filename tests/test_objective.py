@@ -1,4 +1,4 @@
-"""What is predicted: the shares of a masked row, and on what they hang."""
+"""Training objectives: the shares of a masked row, and the seed, step and row that they depend on."""
 
 import jax
 import jax.numpy as jnp
@@ -7,14 +7,15 @@ import pytest
 
 from rope_lm import objective
 from rope_lm.refusal import Refusal
-from tests.models import LENGTH, VOCABULARY
-from tests.test_training import BATCH, program
+from rope_lm.training import Documents, State
+from tests.programs import BATCH, LENGTH, program, start
+from tests.programs import rows as random_rows
 
 BERT = {"name": "masked", "mask_rate": 0.15, "mask_share": 0.8, "random_share": 0.1}
 TEXT = 1000  # vocabulary of the text
 
 
-def masked(rows: int, length: int = 200):
+def masked(rows: int, length: int = 200) -> tuple[jax.Array, objective.Example]:
     made = objective.make(BERT, vocabulary=TEXT)
     text = jax.random.randint(jax.random.key(0), (rows, length + 1), 0, TEXT)
     return text, made(text, jax.random.split(jax.random.key(1), rows))
@@ -44,12 +45,14 @@ def test_a_masked_row_has_berts_shares():
     assert np.abs(chosen.mean(0) - 0.15).max() < 0.08, "no place is preferred"
 
 
-def test_masks_of_a_step_hang_on_seed_and_step_and_those_of_an_evaluation_on_the_row_alone():
-    made = program("rotary", 2, predicted=BERT)
-    rows = np.random.default_rng(0).integers(0, VOCABULARY, (BATCH, LENGTH + 1)).astype(np.int32)
+def test_masks_of_a_step_depend_on_seed_and_step_and_those_of_an_evaluation_on_the_row_alone():
+    made, rows = program("rotary", 2, objective="masked", model={"layers": 1}), random_rows(0, 0)
     both = jnp.asarray(np.stack([rows, rows]))
-    state = made.init(np.array([0, 0], np.uint32), np.full(2, 1e-9, np.float32))
-    losses = lambda state: np.asarray(made.step(jax.tree.map(jnp.copy, state), both)[1].nats)  # noqa: E731
+    state = start(made, (0, 0))
+
+    def losses(state: State) -> np.ndarray:
+        return np.asarray(made.gradients(state, both)[0])
+
     first = losses(state)
     assert first[0] == first[1], "one seed, one mask"
     np.testing.assert_array_equal(first, losses(state))
@@ -58,21 +61,30 @@ def test_masks_of_a_step_hang_on_seed_and_step_and_those_of_an_evaluation_on_the
     other = losses(state._replace(seed=jnp.array([0, 7], jnp.uint32)))
     assert other[0] == first[0] and abs(other[1] - first[1]) > 1e-4, "another seed, another mask"
 
-    evaluated, tokens = made.evaluate(state, rows)
-    moved, _ = made.evaluate(state._replace(step=jnp.int32(50), seed=jnp.array([3, 4], jnp.uint32)), rows)
-    np.testing.assert_array_equal(evaluated, moved)
-    assert tokens.sum() == BATCH * round(0.15 * LENGTH)
+    documents = Documents(jnp.zeros((BATCH, LENGTH), jnp.int32), 1)
+    evaluated = made.evaluate(state, rows, documents)
+    moved = made.evaluate(state._replace(step=jnp.int32(50), seed=jnp.array([3, 4], jnp.uint32)), rows, documents)
+    np.testing.assert_array_equal(evaluated.nats, moved.nats)
+    assert evaluated.tokens.sum() == BATCH * round(0.15 * LENGTH)
 
 
 def test_the_loss_of_a_masked_program_is_that_of_the_chosen_tokens_alone():
-    made = program("none", 1, predicted=BERT)
-    state = made.init(np.array([0], np.uint32), np.ones(1, np.float32))
+    made = program("none", objective="masked", model={"layers": 1})
+    state = start(made, (0,))
     rows = jnp.zeros((BATCH, LENGTH + 1), jnp.int32)
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(jnp.arange(BATCH))
     example = made.objective(rows, keys)
     logits, _ = made.model(state, 0)(example.inputs)
     nats = objective.cross_entropy(logits, example.targets)
-    np.testing.assert_allclose(made.evaluate(state, rows)[0][0].sum(), (nats * example.weights).sum(), rtol=1e-5)
+    found = made.evaluate(state, rows, Documents(jnp.zeros((BATCH, LENGTH), jnp.int32), 1))
+    np.testing.assert_allclose(found.nats[0].sum(), (nats * example.weights).sum(), rtol=1e-5)
+
+
+def test_cross_entropy_is_the_targets_negative_log_probability():
+    logits = jax.random.normal(jax.random.key(0), (2, 3, 5))
+    targets = jnp.array([[0, 4, 2], [1, 1, 3]])
+    expected = -np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), np.asarray(targets)[..., None], -1)[..., 0]
+    np.testing.assert_allclose(objective.cross_entropy(logits, targets), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -84,6 +96,6 @@ def test_the_loss_of_a_masked_program_is_that_of_the_chosen_tokens_alone():
         ({"share": 1.0}, "unknown key in objective 'share'"),
     ],
 )
-def test_an_objective_that_cannot_be_is_refused(change, words):
+def test_a_mistake_in_the_objective_is_refused(change, words):
     with pytest.raises(Refusal, match=words):
         objective.make(BERT | change, vocabulary=10)

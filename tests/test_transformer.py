@@ -1,4 +1,4 @@
-"""The model beside its encoding: shapes, sizes, what it keeps for the backward pass, what it costs."""
+"""The model apart from its encoding: sizes, dtypes, remat, attention weights."""
 
 import jax
 import jax.numpy as jnp
@@ -7,23 +7,18 @@ import pytest
 from flax import nnx
 
 from configs.presets import BLOCKS
-from rope_lm import positional
-from rope_lm.attention.base import WHOLE
-from rope_lm.positional.content import PIECE
-from rope_lm.positions import contiguous
 from rope_lm.refusal import Refusal
-from rope_lm.transformer import flops_per_token
-from tests.models import LENGTH, VOCABULARY, model, position, tokens
+from rope_lm.transformer import REMAT, Transformer
+from tests.models import LENGTH, PERFORMER, VOCABULARY, forward, model, tokens
 
 
-def loss(made, text):
+def loss(made: Transformer, text: jax.Array) -> jax.Array:
     return jnp.mean(jax.nn.logsumexp(made(text)[0], -1) - made(text)[0][..., 0])
 
 
-def test_what_is_kept_changes_no_gradient():
-    text, found = tokens(2), {}
-    for remat in ("none", "products", "full"):
-        found[remat] = nnx.jit(nnx.grad(loss))(model("relative_bias", remat=remat), text)
+def test_remat_changes_no_gradient():
+    text = tokens(2)
+    found = {remat: nnx.jit(nnx.grad(loss))(model("relative_bias", remat=remat), text) for remat in REMAT}
     for remat in ("products", "full"):
         for got, wanted in zip(jax.tree.leaves(found[remat]), jax.tree.leaves(found["none"]), strict=True):
             np.testing.assert_allclose(got, wanted, atol=1e-6)
@@ -31,19 +26,18 @@ def test_what_is_kept_changes_no_gradient():
 
 def test_bfloat16_computes_near_float32_and_answers_in_float32():
     text = tokens(2)
-    exact, rough = model("rotary")(text)[0], model("rotary", dtype="bfloat16")(text)[0]
-    assert rough.dtype == jnp.float32
-    np.testing.assert_allclose(rough, exact, atol=0.15)
-    parameters = nnx.state(model("rotary", dtype="bfloat16"), nnx.Param)
-    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(parameters))
+    exact, rough = (forward(model("rotary", dtype=dtype)) for dtype in ("float32", "bfloat16"))
+    assert rough.whole(text).dtype == jnp.float32
+    np.testing.assert_allclose(rough.whole(text), exact.whole(text), atol=0.15)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(rough.state))
 
 
-def test_a_token_that_is_everywhere_has_its_gradient_under_bfloat16_too():
-    """The sum over its places is one of float32 numbers: of bfloat16 numbers it was off by 80% here."""
+def test_the_gradient_of_a_token_that_is_everywhere_is_summed_in_float32():
+    """Under bfloat16 too, where a sum of bfloat16 numbers would be off by 80%."""
     text = jnp.where(jax.random.uniform(jax.random.key(2), (128, LENGTH)) < 0.9, 0, tokens(128))
 
     def gradient(dtype: str) -> jax.Array:
-        return nnx.jit(nnx.grad(loss))(model("rotary", dtype=dtype), text).embedding[...]
+        return nnx.jit(nnx.grad(loss))(model("rotary", layers=1, dtype=dtype), text).embedding[...]
 
     exact = gradient("float32")
     assert jnp.linalg.norm(gradient("bfloat16") - exact) < 0.02 * jnp.linalg.norm(exact)
@@ -51,9 +45,9 @@ def test_a_token_that_is_everywhere_has_its_gradient_under_bfloat16_too():
 
 def test_tied_output_has_logits_of_unit_scale_and_no_head():
     made = model("none", tied=True)
-    assert made.head is None
-    assert 0.5 < float(made(tokens(4))[0].std()) < 2
-    assert made(tokens(4))[0].shape == (4, 32, VOCABULARY)
+    logits = forward(made).whole(tokens(4))
+    assert made.head is None and logits.shape == (4, LENGTH, VOCABULARY)
+    assert 0.5 < float(logits.std()) < 2
 
 
 def test_compiling_does_not_grow_with_depth():
@@ -67,57 +61,34 @@ def test_compiling_does_not_grow_with_depth():
     assert size(16) < 1.02 * size(2)
 
 
-def test_flops_are_those_of_the_formula_written_out():
-    """One layer, width 2, hidden 3, vocabulary 5, length 3: counted by hand."""
-    qkv, out, mlp, head = 2 * 2 * 6, 2 * 2 * 2, 2 * 2 * 3 * 2, 2 * 2 * 5
-    attention = 2 * 2 * 2 * (1 + 2 + 3) / 3  # two products, two operations each, over 1, 2 and 3 keys of width 2
-    softmax = {"name": "softmax", "kernel": "xla"}
-    none = {"position": {"name": "none"}, "block": BLOCKS["ours"]}
-    sizes = {"width": 2, "heads": 1, "layers": 1, "hidden": 3, "vocabulary": 5, "length": 3} | none
-    count = flops_per_token(**sizes, attention=softmax, causal=True)
-    assert count == 3 * (qkv + out + mlp + head + attention)
-    assert (
-        flops_per_token(**sizes, attention=softmax, causal=False) == count + 3 * 2 * 2 * 2
-    )  # three keys each, not two
-    linear = {"name": "performer", "features": 4, "redraw": 1, "block": 2}
-    # Features of q and k, sums of k v, their product with q; and in a block (1 + 2) / 2 keys of features and of values.
-    attention = 2 * (2 * 2 * 4 + 2 * 2 * 4 + (4 + 2) * (1 + 2) / 2)
-    assert flops_per_token(**sizes, attention=linear, causal=True) == 3 * (qkv + out + mlp + head + attention)
-    gated = flops_per_token(**sizes | {"block": BLOCKS["llama"]}, attention=softmax, causal=True)
-    assert gated == count + 3 * mlp / 2  # a third matrix
-    transformed = flops_per_token(**sizes | {"block": BLOCKS["bert"]}, attention=softmax, causal=True)
-    assert transformed == count + 3 * 2 * 2 * 2
+@pytest.mark.parametrize(
+    "name, performer",
+    [
+        *((name, False) for name in ("rotary", "fire", "transformer_xl", "cope")),
+        ("rotary", True),
+        ("rotary_features", True),
+    ],
+)
+def test_attention_weights_reproduce_the_forward_pass(name, performer):
+    """Weights times values give the model's residual stream, in every layer."""
+    text = tokens(2)
+    built = model(name, **({"attention": PERFORMER} if performer else {}))
+    made, graph = forward(built), nnx.graphdef(built)
 
+    @jax.jit
+    def run(state: nnx.State) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        made = nnx.merge(graph, state)
+        stream, _, weights = made._layers(text, None, None, None, weights=True)
+        return stream, made._layers(text, None, None, None)[0], weights, made.weights(text)
 
-@pytest.mark.parametrize("name", sorted(positional.ENCODINGS))
-def test_flops_of_an_encoding_are_its_products_written_out(name):
-    """In two layers, width 16, 2 heads, length 5, for a token: over the 3 keys that it sees on average."""
-    row = position(name, 5) | {"shaw": {"max_distance": 3}, "cope": {"positions": 6}}.get(name, {})
-    products = {
-        "shaw": 16 * 4,  # queries with 4 vectors
-        "transformer_xl": 16 * 3,  # queries with the key of each distance
-        "cope": 16 * 3 + 16 * 6,  # gates of every key, then queries with 6 vectors
-    }
-    sizes = {"width": 16, "heads": 2, "layers": 2, "hidden": 3, "vocabulary": 5, "length": 5, "block": BLOCKS["ours"]}
-    softmax = {"name": "softmax", "kernel": "xla"}
-    found, plain = (
-        flops_per_token(**sizes, position=each, attention=softmax, causal=True) for each in (row, {"name": "none"})
-    )
-    assert found == plain + 3 * 2 * 2 * products.get(name, 0)
-
-
-@pytest.mark.parametrize("name", ["shaw", "transformer_xl", "cope"])
-def test_flops_of_an_encoding_are_near_what_xla_counts(name):
-    """Beside the products XLA counts sines, sums, and what is once for all rows, which fade as width and batch grow;
-    and the distances between all queries and all keys are twice as many as the keys."""
-    shape = positional.Shape(width=512, heads=4, head_size=128, layers=1, causal=name == "cope")
-    made = positional.make(position(name, 64), shape=shape, rngs=nnx.Rngs(0))
-    where, x = contiguous(64), jax.ShapeDtypeStruct((64, 64, 4, 128), jnp.float32)
-    one = lambda q, k: made.score(q, k, where, where, made.prepare(where, where)[0], [WHOLE])  # noqa: E731
-    lowered = jax.jit(one).lower(x, x)
-    sums = 4 * 64 * PIECE if name == "cope" else 0  # over keys, which are products too, and not counted
-    counted = 2 * 64 * 64 * (made.flops(shape, 64) + sums) * (2 if name == "transformer_xl" else 1)
-    assert counted < lowered.compile().cost_analysis()["flops"] < 1.5 * counted
+    stream, plain, weights, public = run(made.state)
+    assert weights.shape == (2, 2, 4, LENGTH, LENGTH)
+    np.testing.assert_allclose(stream, plain, atol=5e-5)
+    np.testing.assert_array_equal(weights, public)
+    assert np.abs(np.triu(np.asarray(weights), 1)).max() == 0, "no query sees a key after it"
+    if name != "rotary_features":  # whose denominator is not turned, so that its weights are no shares
+        np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)
+    assert np.abs(weights - weights[..., ::-1, :]).max() > 0.1
 
 
 @pytest.mark.parametrize(
@@ -131,11 +102,12 @@ def test_flops_of_an_encoding_are_near_what_xla_counts(name):
         ({"block": {"norm": "rms"}}, "model.block lacks epsilon, mlp, biases, residual, transform"),
         ({"heads": 5}, "model.width=32 is not divisible by model.heads=5"),
         ({"layers": 0}, "model.layers=0: must be at least 1"),
+        ({"head_size": 0}, "model.head_size=0: must be at least 1"),
         ({"dtype": "float16"}, "model.dtype='float16': must be float32 or bfloat16"),
         ({"remat": "some"}, "unknown model.remat 'some'"),
         ({"embedding_scale": 0.0}, "model.embedding_scale=0.0: must be above 0"),
     ],
 )
-def test_sizes_that_make_no_model_are_refused(change, words):
+def test_a_section_that_makes_no_model_is_refused(change, words):
     with pytest.raises(Refusal, match=words):
         model("none", **change)

@@ -1,14 +1,14 @@
-"""The claims, each dated by when it was first seen, and a verdict on each."""
+"""Verdicts on claims. Each claim is dated by when it was first recorded."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from rope_lm.analysis.comparison import Contrast, compare, contrast
-from rope_lm.analysis.convergence import holm, judge, t_test, two_one_sided, within
+from rope_lm.analysis.estimates import holm, judge, t_test, two_one_sided, within
 from rope_lm.analysis.runs import Sweep
 from rope_lm.refusal import Refusal, unknown
 
@@ -18,89 +18,79 @@ RELATIONS = ("above", "within")
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim, and what the runs say of it."""
+    """A claim, and what the runs show about it. nan where it could not be tested."""
 
     study: str
     name: str
-    claim: dict[str, Any]  # as configs/studies.py writes it, and `since`
-    mean: float  # a ratio or, for the final loss, a difference
-    low: float
-    high: float
-    n: int  # pairs of seeds
-    p: float  # Student's t test against the threshold, two-sided; of no difference, the larger of two one-sided, twice
-    p_holm: float  # corrected over all claims that could be tested
-    verdict: str  # supported, refuted, equivalent, inconclusive, not tested
-    late: bool  # added, or changed, after its runs began
-    unit: str
-    bound: str = ""  # as of a Speedup
+    claim: dict[str, Any]  # as in configs/studies.py, and `since`
+    late: bool  # added or changed after its runs began
+    mean: float = math.nan  # a ratio or, for the final loss, a difference
+    low: float = math.nan
+    high: float = math.nan
+    bound: str = ""  # as in Effect
+    n: int = 0  # pairs of seeds
+    p: float = math.nan  # two-sided t test against the threshold; for no difference, twice the larger one-sided p
+    p_holm: float = math.nan  # corrected over all claims that could be tested
+    verdict: str = "not tested"  # supported, refuted, equivalent, inconclusive, not tested
+    unit: str = "nats per token"
 
     @property
     def sentence(self) -> str:
-        """What is claimed."""
+        """The claim in words."""
         c = self.claim
-        threshold = f"{c['threshold']:g}"
+        threshold, final = f"{c['threshold']:g}", c["outcome"] == "final"
         words = {
-            ("final", "above"): f"ends more than {threshold} {self.unit} below",
-            ("final", "within"): f"ends within {threshold} {self.unit} of",
-            ("ratio", "above"): f"learns more than {threshold} times as fast as",
-            ("ratio", "within"): f"learns as fast, to within {threshold} times, as",
-        }["final" if c["outcome"] == "final" else "ratio", c["relation"]]
-        words = "learns faster than" if words == "learns more than 1 times as fast as" else words
-        by = {"seconds": ", in seconds", "flops": ", in FLOPs"}
-        return f"{c['treatment']} {words} {c['baseline']}{by.get(c['outcome'], '')}"
+            (True, "above"): f"ends more than {threshold} {self.unit} below",
+            (True, "within"): f"ends within {threshold} {self.unit} of",
+            (False, "above"): f"learns more than {threshold} times as fast as"
+            if threshold != "1"
+            else "learns faster than",
+            (False, "within"): f"learns as fast, to within {threshold} times, as",
+        }[final, c["relation"]]
+        cost = {"seconds": ", in seconds", "flops": ", in FLOPs"}.get(c["outcome"], "")
+        return f"{c['treatment']} {words} {c['baseline']}{cost}"
 
 
 def judge_all(sweeps: Sequence[Sweep]) -> list[Verdict]:
-    """A verdict on every claim of the sweeps, corrected (Holm) over those that could be tested.
+    """Return a verdict on every claim of the sweeps, with p corrected (Holm) over those that could be tested.
 
-    Raises Refusal for an outcome or a relation that there is not.
+    Raises Refusal for an unknown outcome or relation.
     """
-    found = [
-        _judge(sweep, setting, name, claim)
-        for sweep in sweeps
-        for name, claim in sweep.claims.items()
-        for setting in [next((each for each in sweep.settings if each.setting == claim["setting"]), None)]
-    ]
-    tested = [each for each in found if not math.isnan(each.p)]
-    adjusted = dict(zip(map(id, tested), holm([each.p for each in tested]), strict=True))
-    return [replace(each, p_holm=adjusted.get(id(each), math.nan)) for each in found]
+    verdicts = [_judge(sweep, name, claim) for sweep in sweeps for name, claim in sweep.claims.items()]
+    corrected = iter(holm([verdict.p for verdict in verdicts if not math.isnan(verdict.p)]))
+    return [v if math.isnan(v.p) else replace(v, p_holm=next(corrected)) for v in verdicts]
 
 
-def _judge(sweep: Sweep, setting: Sweep | None, name: str, claim: dict[str, Any]) -> Verdict:
+def _judge(sweep: Sweep, name: str, claim: dict[str, Any]) -> Verdict:
     for key, allowed in (("outcome", OUTCOMES), ("relation", RELATIONS)):
         if claim[key] not in allowed:
             raise unknown(f"{key} of claim {name}", str(claim[key]), allowed)
+    setting = next((setting for setting in sweep.settings if setting.setting == claim["setting"]), None)
     began = min((run.began for run in setting.runs if run.began), default="") if setting else ""
-    late = bool(began) and began < claim["since"]
-    none = math.nan
-    made = Verdict(sweep.name, name, claim, none, none, none, 0, none, none, "not tested", late, "nats per token")
+    untested = Verdict(sweep.name, name, claim, late=bool(began) and began < claim["since"])
     if setting is None or setting.grid:
-        return made
+        return untested
     try:
-        runs = compare(setting, claim["treatment"])
-        arms = {arm.name: arm.run for arm in runs}
-        found = contrast(arms[claim["baseline"]], arms[claim["treatment"]])
+        arms = compare(setting, claim["treatment"])
+        found = contrast(arms[claim["baseline"]].run, arms[claim["treatment"]].run)
     except (Refusal, KeyError):
-        return made
-    return _weigh(replace(made, unit=runs.unit), found)
+        return untested
+    return _test(replace(untested, unit=arms.unit), found)
 
 
-def _weigh(made: Verdict, found: Contrast) -> Verdict:
-    """By the interval of the outcome: ratios on their logarithms, as they are averaged, and differences as they are."""
-    outcome, threshold, no_difference = (
-        made.claim["outcome"],
-        made.claim["threshold"],
-        made.claim["relation"] == "within",
-    )
+def _test(verdict: Verdict, found: Contrast) -> Verdict:
+    """Return the verdict from the interval of the outcome: for ratios, that of their logarithms."""
+    outcome, threshold, relation = (verdict.claim[key] for key in ("outcome", "threshold", "relation"))
+    scale: Callable[[float], float] = float if outcome == "final" else math.log
     if outcome == "final":
-        each, values, at = found.final, found.final.values, threshold
-        low, high, verdict = each.low, each.high, judge(each.low, each.high, threshold, each.bound)
+        effect = found.final
     else:
-        each = getattr(found.common, outcome) if no_difference else found.judge(outcome, threshold)
-        values, at, verdict = each.logs, math.log(threshold), each.verdict
-        low, high = math.log(each.low), math.log(each.high)
-    # A 95% interval lies within the margin where both one-sided p are below 2.5%: twice the larger is held against 5%.
-    p = float(np.minimum(1, 2 * two_one_sided(values, -at, at))) if no_difference else t_test(values, at)
-    verdict = within(low, high, -at, at, each.bound) if no_difference else verdict
-    measured = {key: getattr(each, key) for key in ("mean", "low", "high", "bound")}
-    return replace(made, **measured, n=len(values), p=p, verdict=verdict)
+        effect = getattr(found.common, outcome) if relation == "within" else found.judge(outcome, threshold)
+    at, low, high = map(scale, (threshold, effect.low, effect.high))
+    decision, p = effect.verdict or judge(low, high, at, effect.bound), t_test(effect.values, at)
+    if relation == "within":
+        decision = within(low, high, -at, at, effect.bound)
+        # The 95% interval lies within the margin if both one-sided p are below 2.5%: twice the larger is below 5%.
+        p = float(np.minimum(1, 2 * two_one_sided(effect.values, -at, at)))
+    interval = {key: getattr(effect, key) for key in ("mean", "low", "high", "bound", "n")}
+    return replace(verdict, **interval, p=p, verdict=decision)

@@ -1,13 +1,13 @@
-"""What was published, to stand beside what is measured."""
+"""Published findings, shown beside the measurements."""
 
 from typing import NamedTuple
 
 
 class Finding(NamedTuple):
-    """A finding as its source gives it."""
+    """A finding as its source states it."""
 
     source: str
-    arxiv: str  # "" where there is none
+    arxiv: str  # "" if there is none
     setting: str
     finding: str
 
@@ -16,13 +16,13 @@ FINDINGS = [
     Finding(
         "RoFormer",
         "2104.09864",
-        "BERT-base, masked LM, batch 64, length 512, 100k steps, rate 1e-5; a curve, no seeds",
+        "BERT-base, masked LM, batch 64, length 512, 100k steps, learning rate 1e-5; a curve, no seeds",
         "rotary converges faster than the baseline's absolute encoding",
     ),
     Finding(
         "RoFormer",
         "2104.09864",
-        "Performer, enwik8, 12 layers, width 768, length 1024, rate 1e-4, batch 128; a curve, no seeds",
+        "Performer, enwik8, 12 layers, width 768, length 1024, learning rate 1e-4, batch 128; a curve, no seeds",
         "“rapid convergence and lower loss” with rotary",
     ),
     Finding(

@@ -9,8 +9,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from rope_lm.journal import write_json
 from rope_lm.refusal import Refusal
+from rope_lm.run_directory import write_json
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FLOATS = ("F64", "F32", "F16", "BF16")

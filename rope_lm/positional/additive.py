@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from rope_lm.positional.base import PositionalEncoding, Shape
+from rope_lm.positional.base import PositionalEncoding, Shape, parameter
 from rope_lm.positional.rotary import Rotary, above, angles, frequencies
 from rope_lm.positions import Positions
 from rope_lm.refusal import Refusal
@@ -15,19 +15,17 @@ class Learned(PositionalEncoding):
     """One trained vector per index, added to the embeddings (Gehring et al. 2017, arXiv 1705.03122, section 3.1).
 
     `limit`: number of vectors, in tokens. `scale`: standard deviation of their initial values. A scale of 0.02 beside
-    unit-variance token embeddings trains visibly slower than 1.0; the choice moves the answer, so it is recorded.
+    unit-variance token embeddings trains visibly slower than 1.0, so the choice is part of the config.
     """
 
     def __init__(self, limit: int, scale: float, *, shape: Shape, rngs: nnx.Rngs):
         if limit < 1:
             raise Refusal(f"model.position.limit={limit}: must be at least 1, the number of positions to learn")
         self.limit = limit
-        self.table = nnx.Param(
-            scale * jax.random.normal(rngs.position(), (limit, shape.width)), axes=("position", "width"), decays=False
-        )
+        self.table = parameter(scale * jax.random.normal(rngs.position(), (limit, shape.width)), "position", "width")
 
     def embed(self, x: Float[Array, "B T D"], positions: Positions) -> Float[Array, "B T D"]:
-        # Indexing in JAX clamps silently; past the limit the row becomes NaN instead, so that it can't go unseen.
+        # JAX clamps an index out of range silently. A row of NaN cannot go unseen.
         row = self.table[...].at[positions.index].get(mode="fill", fill_value=jnp.nan)
         return x + row.astype(x.dtype)
 
@@ -35,8 +33,8 @@ class Learned(PositionalEncoding):
 class Sinusoidal(PositionalEncoding):
     """Sines and cosines of geometric frequencies, added to the embeddings (arXiv 1706.03762, section 3.5).
 
-    `base` of the frequencies (10,000 in the paper); `scale`: amplitude of each sine. The sines stand in the first
-    half of the width and the cosines in the second: the paper's interleaving is a permutation of the width.
+    `base` of the frequencies (10,000 in the paper); `scale`: amplitude of each sine. Sines fill the first half of the
+    width and cosines the second: the paper's interleaving is a permutation of the width.
     """
 
     def __init__(self, base: float, scale: float, *, shape: Shape, rngs: nnx.Rngs):
@@ -51,8 +49,11 @@ class Sinusoidal(PositionalEncoding):
 
 
 class RotarySinusoidal(Rotary):
-    """Rotary and, on the embeddings, sinusoids as well: what the code that RoFormer's Performer experiment cites really
-    ran (lucidrains/performer-pytorch, whose `rotary_position_emb` leaves the sinusoids in place)."""
+    """Rotary, with sinusoids added to the embeddings.
+
+    The code that RoFormer cites for its Performer experiment ran this: `rotary_position_emb` of
+    lucidrains/performer-pytorch leaves the sinusoids in place.
+    """
 
     def __init__(self, base: float, scale: float, *, shape: Shape, rngs: nnx.Rngs):
         super().__init__(base, shape=shape, rngs=rngs)

@@ -1,113 +1,106 @@
 """Run directories in the format that a run writes, with losses that a test chooses."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 
 from configs import lm
+from rope_lm.analysis import archive, page, report
+from rope_lm.analysis.findings import Findings, gather
+from rope_lm.analysis.runs import Sweep
+from rope_lm.analysis.summary import finite, summarize
 from scripts import entry
 
 STEPS = 1000
 BEGAN = "2026-01-02T00:00:00+00:00"
+SIX = (0, 1, 2, 3, 4, 5)
+Loss = Callable[[int, int, float], float]  # of step, seed and learning rate
+MANIFEST = {
+    "schema": 1,
+    "commit": "c" * 40,
+    "diff": "",
+    "kernel": "blocked",
+    "execution": {"kernel": "blocked", "pieces": 1},
+    "precision": "float32",
+    "device": {"platform": "cpu", "kind": "cpu", "count": 1},
+    "versions": {"jax": "1", "flax": "1", "optax": "1"},
+    "python": "3.11",
+    "data": {
+        "fingerprint": {"text": "f" * 64, "tokenizer": "bytes-1"},
+        "bytes_per_token": 1.0,
+        "tokens": {"train": 10**6},
+    },
+    "flops_per_token": 1e6,
+    "segments": [{"step": 0, "time": BEGAN}],
+    "parameters": 131_648,
+    "parameters_position": 0,
+}
 
 
 def write_run(
     folder: Path,
     encoding: str,
-    speed: float,
-    seeds: tuple[int, ...] = (0, 1, 2),
-    rates: tuple[float, ...] = (3e-3,),
-    status: str = "finished",
-    loss: Callable[[np.ndarray, int, float], np.ndarray] | None = None,
-    changes: dict[str, dict[str, object]] | None = None,
-    **manifest: object,
+    speed: float | Loss,
+    seeds: Sequence[int] = (0, 1, 2),
+    rates: Sequence[float] = (3e-3,),
+    config: Mapping[str, Mapping[str, Any]] | None = None,
+    manifest: Mapping[str, Any] | None = None,
 ) -> Path:
-    """A run whose loss after n steps is 1 + 5 / (1 + speed * n / 50), with a little noise by seed.
+    """Write a run whose loss is 1 + 5 / (1 + speed * n / 50) after n steps, with a little noise by seed.
 
-    `changes` are made in its config, the rest in its manifest.
+    `speed` may be the loss itself. `config` and `manifest` are changes.
     """
     folder.mkdir(parents=True)
-    config = entry.plain(lm.get_config(f"position={encoding}"))
-    config |= {"steps": STEPS, "seeds": seeds}
-    config["optimizer"]["learning_rate"] = rates
-    for section, values in (changes or {}).items():
-        config[section] = {**config.get(section, {}), **values}
-    members = [(seed, rate) for seed in seeds for rate in rates]
-    described = {
-        "schema": 1,
-        "members": [{"member": i, "seed": seed, "learning_rate": rate} for i, (seed, rate) in enumerate(members)],
-        "commit": "c" * 40,
-        "diff": "",
-        "kernel": "blocked",
-        "execution": {"in_turn": True, "pieces": 1, "written_out": True, "in_place": False},
-        "precision": "float32",
-        "device": {"platform": "cpu", "kind": "cpu", "count": 1},
-        "versions": {"jax": "1", "flax": "1", "optax": "1"},
-        "python": "3.11",
-        "data": {
-            "fingerprint": {"text": "f" * 64, "tokenizer": "bytes-1"},
-            "bytes_per_token": 1.0,
-            "tokens": {"train": 10**6},
-        },
-        "batches": {"step": STEPS, "sha256": [f"{seed}" * 64 for seed, _ in members]},
-        "flops_per_token": 1e6,
-        "segments": [{"step": 0, "time": BEGAN}],
-        "parameters": 131_648,
-        "parameters_position": 0,
-    } | manifest
-    rows = []
-    for i, (seed, rate) in enumerate(members):
-        for step in range(0, STEPS + 1, 50):
-            nats = 1 + 5 / (1 + speed * (1 + 0.02 * (seed % 3)) * step / 50)
-            nats = float(loss(np.array(step), seed, rate)) if loss else nats
-            row = {"step": step, "member": i, "nats": nats, "tokens": 10, "seconds": step / 100 / speed}
-            rows.append({**row, "split": "validation", "bits_per_byte": nats})
-            if step:
-                rows.append(
-                    {
-                        **row,
-                        "split": "train",
-                        "tokens_per_second": 1000.0 * speed,
-                        "gradient_norm": 1,
-                        "learning_rate": 1,
-                    }
-                )
-    write = lambda name, value: (folder / name).write_text(json.dumps(value))  # noqa: E731
-    write("config.json", config)
-    write("manifest.json", described)
-    write("status.json", {"status": status, "why": "", "step": STEPS, "diverged": {}})
+    sections = entry.plain(lm.get_config(f"position={encoding}")) | {"steps": STEPS, "seeds": tuple(seeds)}
+    sections["optimizer"]["learning_rate"] = tuple(rates)
+    for section, values in (config or {}).items():
+        sections[section] = {**sections.get(section, {}), **values}
+    members = [
+        {"member": i, "seed": seed, "learning_rate": rate} for i, (seed, rate) in enumerate(product(seeds, rates))
+    ]
+    batches = {"step": STEPS, "sha256": [f"{member['seed']}" * 64 for member in members]}
+    _write(folder / "config.json", sections)
+    _write(folder / "manifest.json", {**MANIFEST, "members": members, "batches": batches, **(manifest or {})})
+    set_status(folder, "finished")
+    rows = [row for member in members for step in range(0, STEPS + 1, 50) for row in _rows(member, step, speed)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
 
-def only(texts: list[str]) -> str:
-    (text,) = texts
-    return text
+def _rows(member: Mapping[str, Any], step: int, speed: float | Loss) -> list[dict[str, Any]]:
+    """Return the rows of one member at one step: of validation and, after step 0, of training."""
+    if callable(speed):
+        pace, nats = 1.0, float(speed(step, member["seed"], member["learning_rate"]))
+    else:
+        pace, nats = speed, 1 + 5 / (1 + speed * (1 + 0.02 * (member["seed"] % 3)) * step / 50)
+    row = {"step": step, "member": member["member"], "nats": nats, "tokens": 10, "seconds": step / 100 / pace}
+    trained = {**row, "split": "train", "tokens_per_second": 1000.0 * pace, "gradient_norm": 1, "learning_rate": 1}
+    return [{**row, "split": "validation", "bits_per_byte": nats}, *[trained] * (step > 0)]
 
 
-def diverge(folder: Path, steps: dict[int, int]) -> None:
-    """Makes members of a run diverge at these steps: they have no rows after."""
-    status = json.loads((folder / "status.json").read_text())
-    lost = {"diverged": {str(member): step for member, step in steps.items()}, "why": "member ... not finite"}
-    (folder / "status.json").write_text(json.dumps(status | lost))
+def _write(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value))
+
+
+def set_status(folder: Path, status: str, why: str = "", diverged: Mapping[str, int] | None = None) -> None:
+    """Write the status of a run."""
+    _write(folder / "status.json", {"status": status, "why": why, "step": STEPS, "diverged": diverged or {}})
+
+
+def diverge(folder: Path, steps: Mapping[int, int]) -> None:
+    """Make members of a run diverge at these steps: they have no rows after."""
+    set_status(folder, "finished", "member ... not finite", {str(member): step for member, step in steps.items()})
     rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     kept = [row for row in rows if row["step"] <= steps.get(row["member"], STEPS)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
 
 
-@pytest.fixture
-def sweep(tmp_path: Path) -> Path:
-    """Rotary twice as fast as learned, 1.2 times as sinusoidal, as fast as relative_bias."""
-    for name, speed in {"none": 0.5, "learned": 1.0, "sinusoidal": 1.7, "relative_bias": 2.0, "rotary": 2.0}.items():
-        write_run(tmp_path / "sweep" / name, name, speed)
-    return tmp_path / "sweep"
-
-
 def write_claim(folder: Path, since: str = "2026-01-01T00:00:00+00:00", **claim: object) -> None:
-    """A sweep.json in which rotary was claimed, before the runs began, to be faster than learned."""
+    """Add a claim to sweep.json: that rotary is faster than learned, recorded before the runs began."""
     claimed = {
         "treatment": "rotary",
         "baseline": "learned",
@@ -121,22 +114,67 @@ def write_claim(folder: Path, since: str = "2026-01-01T00:00:00+00:00", **claim:
     } | claim
     about = json.loads((folder / "sweep.json").read_text()) if (folder / "sweep.json").exists() else {"claims": {}}
     about["claims"][f"claim {len(about['claims'])}"] = claimed
-    (folder / "sweep.json").write_text(json.dumps(about))
+    _write(folder / "sweep.json", about)
 
 
-@pytest.fixture
-def study(tmp_path: Path) -> Path:
-    """As write_study has it."""
-    return write_study(tmp_path / "study")
+def write_sweep(folder: Path) -> Path:
+    """Write a sweep: rotary twice as fast as learned, 1.2 times as sinusoidal, as fast as relative_bias."""
+    for name, speed in {"none": 0.5, "learned": 1.0, "sinusoidal": 1.7, "relative_bias": 2.0, "rotary": 2.0}.items():
+        write_run(folder / name, name, speed)
+    return folder
 
 
 def write_study(folder: Path) -> Path:
-    """Two settings of six seeds: rotary twice as fast as learned in one, half as fast in the other."""
-    seeds = (0, 1, 2, 3, 4, 5)
+    """Write two settings of six seeds: rotary twice as fast as learned in one, half as fast in the other."""
     for setting, objective, speeds in [
         ("causal-softmax", {"name": "causal"}, {"learned": 1.0, "sinusoidal": 2.0, "rotary": 2.0}),
         ("masked-softmax", {"name": "masked", "mask_rate": 0.15}, {"learned": 2.0, "rotary": 1.0}),
     ]:
         for name, speed in speeds.items():
-            write_run(folder / setting / name, name, speed, seeds, changes={"objective": objective})
+            write_run(folder / setting / name, name, speed, SIX, config={"objective": objective})
     return folder
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    """The sweep of write_sweep."""
+    return write_sweep(tmp_path / "sweep")
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """The study of write_study."""
+    return write_study(tmp_path / "study")
+
+
+def find(*sweeps: Sweep) -> Findings:
+    """Return the findings about rotary."""
+    return gather(sweeps, "rotary", "the command")
+
+
+def summary(*sweeps: Sweep) -> dict[str, Any]:
+    """Return the summary of a report on rotary. Nothing is drawn or written."""
+    return summarize(find(*sweeps))
+
+
+def html(*sweeps: Sweep) -> str:
+    """Return the page of a report on rotary, without figures."""
+    return page.render(find(*sweeps), {})
+
+
+def write_archive(folder: Path, *sweeps: Sweep) -> Path:
+    """Write the runs.json of a report, and nothing else."""
+    folder.mkdir(parents=True)
+    _write(folder / "runs.json", finite(archive.pack(find(*sweeps).sweeps)))
+    return folder
+
+
+def write_report(out: Path, *sweeps: Sweep) -> dict[str, Any]:
+    """Write a report on rotary, with its figures."""
+    return report.write(find(*sweeps), out)
+
+
+def only(texts: Sequence[Any]) -> Any:
+    """Return the only item."""
+    (text,) = texts
+    return text

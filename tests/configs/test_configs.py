@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from configs import ablation, lm, resolved
-from configs.presets import BLOCKS, POSITIONS, SCALES
-from rope_lm import launch, positional
+from configs.presets import ATTENTIONS, BLOCKS, FOR_FEATURES, OBJECTIVES, POSITIONS, SCALES
+from rope_lm import attention, objective, optimizer, positional, sharding, training
 from rope_lm.refusal import Refusal
+from rope_lm.sweep.arms import expand
 from scripts import entry
 
 ROOT = Path(__file__).parents[2]
@@ -23,6 +24,40 @@ def test_the_documented_keys_are_there():
     assert {"width", "heads", "layers", "position"} <= set(config.model)
     assert {"evaluate", "save", "log"} <= set(config.every)
     assert {"tiny", "small", "gpt2"} <= set(SCALES)
+
+
+def test_the_tables_of_configs_and_library_have_the_same_keys():
+    assert set(POSITIONS) == set(positional.ENCODINGS)
+    assert set(OBJECTIVES) == set(objective.OBJECTIVES)
+    assert set(ATTENTIONS) == set(attention.ATTENTIONS)
+
+
+@pytest.mark.parametrize("name", sorted(POSITIONS))
+def test_every_section_is_the_arguments_of_its_function(name):
+    """A section with a missing or an unknown key, or an optimizer that is in no table, is refused."""
+    words = f"position={name},attention={'performer' if name in FOR_FEATURES else 'softmax'}"
+    config = entry.plain(lm.get_config(words))
+    spec = training.specify(config, vocabulary=257, members=1, mesh=sharding.make(1, 1, 1, 1))
+    assert config["optimizer"]["name"] in optimizer.OPTIMIZERS
+    assert spec.optimizer.learning_rate == config["optimizer"]["learning_rate"]
+    config["optimizer"]["momentum"] = 0.9
+    with pytest.raises(Refusal, match="unknown key in optimizer 'momentum'"):
+        training.specify(config, vocabulary=257, members=1, mesh=sharding.make(1, 1, 1, 1))
+
+
+def test_a_head_has_width_over_heads_components_unless_its_size_is_set():
+    config = lm.get_config("")
+
+    def head_size() -> int:
+        plain = entry.plain(config)
+        return training.specify(plain, vocabulary=257, members=1, mesh=sharding.make(1, 1, 1, 1)).abstract.head_size
+
+    assert config.model.head_size is None and head_size() == config.model.width // config.model.heads
+    config.model.heads = 3
+    with pytest.raises(Refusal, match=r"width=64 is not divisible by model.heads=3.*unless model.head_size is set"):
+        head_size()
+    config.model.head_size = 24
+    assert head_size() == 24
 
 
 @pytest.mark.parametrize("name", sorted(POSITIONS))
@@ -39,7 +74,7 @@ def test_the_limit_of_learned_positions_follows_the_length():
     assert config.model.position.limit == 96
     sweep = ablation.get_config("quick")
     sweep.base.data.length = 48
-    assert launch.expand(entry.plain(sweep), None)["learned"]["model"]["position"]["limit"] == 48
+    assert expand(entry.plain(sweep), None)["learned"]["model"]["position"]["limit"] == 48
 
 
 def test_the_hidden_width_follows_the_width_unless_it_is_set():
@@ -80,7 +115,7 @@ def test_a_path_may_hold_commas():
 
 @pytest.mark.parametrize("name", sorted(ablation.SWEEPS))
 def test_the_arms_of_a_sweep_differ_in_encoding_and_rate_alone(name):
-    arms = launch.expand(entry.plain(ablation.get_config(name)), None)
+    arms = expand(entry.plain(ablation.get_config(name)), None)
     assert set(arms) <= set(positional.ENCODINGS) and len(arms) >= 5
     stripped = []
     for config in arms.values():
@@ -118,14 +153,14 @@ def test_a_sweep_takes_another_scale_and_text():
 
 def test_only_names_arms():
     sweep = entry.plain(ablation.get_config("quick"))
-    assert list(launch.expand(sweep, ["rotary", "none"])) == ["none", "rotary"]
+    assert list(expand(sweep, ["rotary", "none"])) == ["none", "rotary"]
     with pytest.raises(Refusal, match="unknown arm in --only 'rotry': did you mean rotary"):
-        launch.expand(sweep, ["rotry"])
+        expand(sweep, ["rotry"])
     with pytest.raises(Refusal, match="a sweep has base, arms and claims"):
-        launch.expand(entry.plain(lm.get_config("")), None)
+        expand(entry.plain(lm.get_config("")), None)
     sweep["arms"]["rotary"]["model"]["widht"] = 3
     with pytest.raises(Refusal, match=r"key that arm rotary changes 'model.widht'"):
-        launch.expand(sweep, None)
+        expand(sweep, None)
 
 
 def test_a_resolved_config_is_the_config_again(tmp_path):

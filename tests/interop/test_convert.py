@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from configs import lm
-from rope_lm import interop, journal, run, trained
+from rope_lm import interop, loop, trained
+from rope_lm.provenance import provenance
 from scripts import entry
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +29,7 @@ def runs(text, cache, tmp_path_factory) -> Path:
         config.every.update({"evaluate": 3, "save": 3, "log": 3})
         config.data.update({"length": 32, "batch": 8, "validation_rows": 6, "cache": cache})
         config.model.update({"width": 32, "heads": 2, "layers": 1})
-        run.train(entry.plain(config), folder / name, journal.provenance(["test"], {}))
+        loop.train(entry.plain(config), folder / name, provenance(["test"], {}))
     return folder
 
 

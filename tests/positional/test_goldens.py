@@ -1,4 +1,4 @@
-"""Every encoding against an implementation that this project did not write (tests/goldens/make.py)."""
+"""Every encoding compared with an implementation that this project did not write (tests/goldens/make.py)."""
 
 import json
 import math
@@ -11,9 +11,8 @@ import pytest
 from flax import nnx
 
 from rope_lm import positional
-from rope_lm.attention.base import WHOLE
 from rope_lm.positional.pairing import order
-from rope_lm.positions import contiguous, visible
+from rope_lm.positions import View, contiguous
 from rope_lm.refusal import Refusal
 
 FOLDER = Path(__file__).parents[1] / "goldens"
@@ -22,7 +21,7 @@ SIZE = 16
 
 
 def load(name: str) -> tuple[positional.PositionalEncoding, dict[str, np.ndarray]]:
-    """The encoding with the golden's parameters, and the golden's other arrays."""
+    """Return the encoding with the golden's parameters, and the golden's other arrays."""
     golden = GOLDENS[name]
     with np.load(FOLDER / f"{name}.npz", allow_pickle=False) as file:
         arrays = dict(file)
@@ -31,23 +30,30 @@ def load(name: str) -> tuple[positional.PositionalEncoding, dict[str, np.ndarray
     for path, parameter in nnx.to_flat_state(nnx.state(made, nnx.Param)):
         assert parameter.shape == arrays[path[0]].shape, path
         getattr(made, path[0])[...] = jnp.asarray(arrays.pop(path[0]))
-    return made, arrays
+    return positional.at_layer(made, 0), arrays
 
 
 def probabilities(
-    made: positional.PositionalEncoding, q, k, pairing: str, turned: int, dtype, causal: bool = True
-) -> jax.Array:
-    """[N T T], as the model computes them, of q and k [N T H] in another pairing."""
-    ours = order(pairing, SIZE, turned)
-    q, k = (jnp.asarray(x[..., ours].swapaxes(0, 1)[None], dtype) for x in (q, k))
-    at, layer = contiguous(q.shape[1]), jnp.int32(0)
-    turned_q, turned_k = made.rotate(q, k, at, at, layer)
-    logits = jnp.einsum("btnh,bsnh->bnts", turned_q, turned_k, preferred_element_type=jnp.float32) / math.sqrt(SIZE)
-    of_layer = jax.tree.map(lambda each: each[0], made.prepare(at, at))
-    bias, score = made.bias(at, at), made.score(q, k, at, at, of_layer, [WHOLE])
-    for added in (bias, *(score or [])):
-        logits = logits if added is None else logits + added
-    return jax.nn.softmax(jnp.where(visible(at, at, causal), logits, -jnp.inf))[0]
+    made: positional.PositionalEncoding, arrays: dict[str, np.ndarray], pairing: str, causal: bool = True
+) -> tuple[jax.Array, jax.Array]:
+    """Return the golden's [N T T] as the model computes them, in float32 and in bfloat16."""
+    ours = order(pairing, SIZE, 8 if pairing == "first" else SIZE)
+    graph, state = nnx.split(made)
+    at = contiguous(arrays["q"].shape[1])
+    view = View(at, at, causal)
+
+    @jax.jit
+    def both(state: nnx.State, q: jax.Array, k: jax.Array) -> list[jax.Array]:
+        return [one(nnx.merge(graph, state), q.astype(dtype), k.astype(dtype)) for dtype in ("float32", "bfloat16")]
+
+    def one(made: positional.PositionalEncoding, q: jax.Array, k: jax.Array) -> jax.Array:
+        turned = made.rotate(q, k, view)
+        logits = jnp.einsum("btnh,bsnh->bnts", *turned, preferred_element_type=jnp.float32) / math.sqrt(SIZE)
+        for added in (made.bias(view), made.score(q, k, view)):
+            logits = logits if added is None else logits + added
+        return jax.nn.softmax(jnp.where(view.visible[:, None], logits, -jnp.inf))[0]
+
+    return both(state, *(x[..., ours].swapaxes(0, 1)[None] for x in (arrays["q"], arrays["k"])))
 
 
 @pytest.mark.parametrize(
@@ -55,12 +61,11 @@ def probabilities(
 )
 def test_attention_is_that_of_another_implementation(name):
     made, arrays = load(name)
-    pairing, causal = GOLDENS[name]["pairing"], GOLDENS[name]["causal"]
-    turned = 8 if pairing == "first" else SIZE
-    call = lambda dtype: probabilities(made, arrays["q"], arrays["k"], pairing, turned, dtype, causal)  # noqa: E731
-    np.testing.assert_allclose(call(jnp.float32), arrays["probabilities"], atol=1e-6)
+    causal = GOLDENS[name]["causal"]
+    exact, rough = probabilities(made, arrays, GOLDENS[name]["pairing"], causal)
+    np.testing.assert_allclose(exact, arrays["probabilities"], atol=1e-6)
     seen = np.tril(np.ones(arrays["probabilities"].shape[1:], bool), 0 if causal else SIZE)
-    near, logits = (np.log(np.asarray(x)[:, seen] + 1e-30) for x in (call(jnp.bfloat16), arrays["probabilities"]))
+    near, logits = (np.log(np.asarray(x)[:, seen] + 1e-30) for x in (rough, arrays["probabilities"]))
     likely = logits > math.log(1e-3)
     assert np.abs(near - logits)[likely].mean() < 2e-2, "in bfloat16"
 
@@ -73,56 +78,54 @@ def test_embeddings_are_those_of_another_implementation(name):
 
 
 def test_encodings_have_goldens():
-    """But `none`, which is nothing; `rotary_layered`, which is rotary at each of its bases (tested below), and
-    `rotary_sinusoidal`, which is both; `rotary_features` is held against Eq. 19 in tests/attention."""
-    has = {golden["position"]["name"] for golden in GOLDENS.values()}
-    assert set(positional.ENCODINGS) - has == {"none", "rotary_layered", "rotary_sinusoidal", "rotary_features"}
+    """Except `none`, which is nothing, and three that are compared with their parts.
+
+    `rotary_layered` and `rotary_sinusoidal` are tested below, `rotary_features` in tests/attention.
+    """
+    have = {golden["position"]["name"] for golden in GOLDENS.values()}
+    assert set(positional.ENCODINGS) - have == {"none", "rotary_layered", "rotary_sinusoidal", "rotary_features"}
 
 
 def test_rotary_with_sinusoids_is_both():
-    made, parts = (
-        [
-            positional.make(
-                {"name": name, "base": 1e4} | ({"scale": 0.5} if "sin" in name else {}),
-                shape=positional.Shape(64, 4, SIZE, layers=1, causal=True),
-                rngs=nnx.Rngs(0, position=1),
-            )
-            for name in names
-        ]
-        for names in (["rotary_sinusoidal"], ["rotary", "sinusoidal"])
-    )
-    x, at, layer = jax.random.normal(jax.random.key(0), (1, 12, 4, SIZE)), contiguous(12), jnp.int32(0)
-    for ours, theirs in zip(made[0].rotate(x, x, at, at, layer), parts[0].rotate(x, x, at, at, layer), strict=True):
+    rows = {"rotary_sinusoidal": {"base": 1e4, "scale": 0.5}}
+    rows |= {"rotary": {"base": 1e4}, "sinusoidal": {"base": 1e4, "scale": 0.5}}
+    both, rotary, sinusoidal = (build({"name": name, **row}) for name, row in rows.items())
+    x, at = jax.random.normal(jax.random.key(0), (1, 12, 4, SIZE)), contiguous(12)
+    view = View(at, at, True)
+    for ours, theirs in zip(both.rotate(x, x, view), rotary.rotate(x, x, view), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     flat = x.reshape(1, 12, 64)
-    np.testing.assert_array_equal(made[0].embed(flat, at), parts[1].embed(flat, at))
+    np.testing.assert_array_equal(both.embed(flat, at), sinusoidal.embed(flat, at))
+
+
+def build(row: dict) -> positional.PositionalEncoding:
+    shape = positional.Shape(64, 4, SIZE, layers=4, causal=True)
+    return positional.make(row, shape=shape, rngs=nnx.Rngs(0, position=1))
 
 
 def test_each_layer_has_the_rotation_of_its_base():
-    shape = positional.Shape(64, 4, SIZE, layers=4, causal=True)
-    build = lambda row: positional.make(row, shape=shape, rngs=nnx.Rngs(0, position=1))  # noqa: E731
     layered = build({"name": "rotary_layered", "bases": (1e4, 0.0, 5e5)})
     x, at = jax.random.normal(jax.random.key(0), (1, 12, 4, SIZE)), contiguous(12)
-    for layer, base in enumerate((1e4, 0, 5e5, 1e4)):
-        alone = build({"name": "rotary", "base": float(base)} if base else {"name": "none"})
-        for ours, theirs in zip(
-            *(each.rotate(x, x, at, at, jnp.int32(layer)) for each in (layered, alone)), strict=True
-        ):
+    view = View(at, at, True)
+    for layer, base in enumerate((1e4, 0.0, 5e5, 1e4)):
+        alone = build({"name": "rotary", "base": base} if base else {"name": "none"})
+        found, expected = (made.rotate(x, x, view) for made in (positional.at_layer(layered, layer), alone))
+        for ours, theirs in zip(found, expected, strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
 def test_a_wrong_pairing_or_parameter_is_seen():
     made, arrays = load("rotary_interleaved")
-    wrong = probabilities(made, arrays["q"], arrays["k"], "half-split", SIZE, jnp.float32)
+    wrong, _ = probabilities(made, arrays, "half-split")
     assert np.abs(wrong - arrays["probabilities"]).max() > 0.01
     made, arrays = load("yarn_2048")
     made.amplitude **= 2  # scaled twice
-    wrong = probabilities(made, arrays["q"], arrays["k"], "half-split", SIZE, jnp.float32)
+    wrong, _ = probabilities(made, arrays, "half-split")
     assert np.abs(wrong - arrays["probabilities"]).max() > 0.001
 
 
 @pytest.mark.parametrize("pairing", ["half-split", "interleaved", "first"])
-def test_a_pairing_is_an_order_and_has_a_way_back(pairing):
+def test_a_pairing_is_an_order_that_can_be_inverted(pairing):
     theirs = np.arange(100, 116)
     there = order(pairing, 16, 8 if pairing == "first" else 16)
     assert sorted(there) == list(range(16))
@@ -131,7 +134,7 @@ def test_a_pairing_is_an_order_and_has_a_way_back(pairing):
     assert tuple(there[[1, 9]]) == pair
 
 
-def test_a_pairing_that_is_none_is_one_line():
+def test_an_unknown_pairing_or_an_odd_size_is_refused():
     for arguments, words in [(("halves", 8, 8), "must be one of half-split, "), (("first", 8, 3), "both must be even")]:
         with pytest.raises(Refusal, match=words):
             order(*arguments)

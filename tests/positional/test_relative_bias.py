@@ -1,11 +1,11 @@
-"""T5's buckets, against values written down from the definition."""
+"""T5's buckets, compared with values written down from the definition."""
 
 import jax.numpy as jnp
 import numpy as np
 
 from rope_lm.positional.bias import bucket
-from rope_lm.positions import contiguous
-from tests.models import model
+from rope_lm.positions import View, contiguous
+from tests.models import encoding, position
 
 
 def test_buckets_are_exact_then_logarithmic_then_one():
@@ -18,8 +18,8 @@ def test_buckets_are_exact_then_logarithmic_then_one():
 
 
 def test_the_bias_is_the_table_row_of_the_bucket():
-    made = model("relative_bias").position
-    bias = made.bias(contiguous(32), contiguous(32))
+    made, at = encoding(position("relative_bias")), contiguous(32)
+    bias = made.bias(View(at, at, causal=True))
     assert bias.shape == (1, 4, 32, 32)
     for q, k in [(0, 0), (5, 2), (31, 0), (20, 19)]:
         row = int(bucket(jnp.array(q - k), 32, 128, causal=True))

@@ -1,0 +1,8 @@
+"""A sweep trains several arms, each in its own process. Nothing here imports JAX at import time.
+
+arms.py      the config of each arm, its setting and status; the claims and their dates
+pool.py      the launcher of this machine: processes, signals, retries
+shares.py    equal shares of this machine
+tables.py    the plan, the time left, and how each arm ended
+main.py      the sweep itself, and the table of launchers
+"""

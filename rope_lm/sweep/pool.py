@@ -1,0 +1,153 @@
+"""Training on this machine: each arm in its own process, one after another or side by side."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from rich.console import Console
+
+from rope_lm import run_directory
+from rope_lm.sweep import arms, shares
+from rope_lm.sweep.shares import Share
+from rope_lm.sweep.tables import about
+
+STOPPED, MISTAKE = 75, 2  # exit statuses of a run that was asked to stop, and of one that was refused
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+ATTEMPTS = 3  # at an arm that is killed: memory may be free by then, and an attempt goes on from the last checkpoint
+
+
+class Local:
+    """The launcher of this machine. It trains `at_once` arms side by side, each on an equal share of the machine.
+
+    `root` is the folder of the sweep, `flags` are those of scripts.train. The configs are in root/plan/ARM.json. A
+    process that is killed, or fills its memory, leaves the sweep alive.
+    """
+
+    command = (sys.executable, "-m", "scripts.train")
+
+    def __init__(self, root: Path, at_once: int, flags: Sequence[str]):
+        self.root, self.at_once, self.flags, self.shares = root, at_once, flags, shares.equal(at_once)
+        self.console = Console(stderr=True)
+        self.running: set[subprocess.Popen[str]] = set()
+        self.stopped = False  # True after a signal: no other arm begins
+
+    def measure(self, arm: str) -> float:
+        """Return the seconds of one training step on a share of the machine; 0 if the arm cannot begin.
+
+        A process of its own measures: this one must not hold the device. Raises KeyboardInterrupt after a signal.
+        """
+        share = self.shares[0]
+        with self._passing_signals_on(), ThreadPoolExecutor(1, initializer=share.take) as thread:
+            child = thread.submit(self._start, arm, ["--time"], share, subprocess.PIPE, subprocess.DEVNULL).result()
+            output, code = child.communicate()[0], self._end(child)
+        if self.stopped or code == STOPPED:
+            raise KeyboardInterrupt
+        return float(output) if code == 0 else 0.0
+
+    def train(self, names: Sequence[str], seconds_left: Mapping[str, float]) -> dict[str, int]:
+        """Train the arms; return the exit status of each. `seconds_left` of training are announced before each arm."""
+        codes, waiting = dict.fromkeys(names, STOPPED), iter(enumerate(names, 1))
+
+        def work(share: Share) -> None:
+            share.take()
+            while not self.stopped and (following := next(waiting, None)):
+                number, arm = following
+                place = f"[{number}/{len(names)}]"
+                left = sum(seconds_left[name] for name in names[number - 1 :]) / self.at_once
+                note = f", {about(left)} left" if number > 1 else ""
+                self.console.print(f"[bold]\\{place} {arm}[/bold]{note}", highlight=False)
+                codes[arm] = self._attempt(arm, share, f"{place} " if self.at_once > 1 else "")
+                if codes[arm] == STOPPED:
+                    self.stopped = True
+
+        with self._passing_signals_on(), ThreadPoolExecutor(self.at_once) as threads:
+            list(threads.map(work, self.shares))
+        return codes
+
+    def _attempt(self, arm: str, share: Share, prefix: str) -> int:
+        """Train an arm, again if it is killed; return its exit status."""
+        code, killed = STOPPED, 0
+        while killed < ATTEMPTS:
+            self._wait(arm)
+            if self.stopped:
+                return STOPPED
+            code = self._train(arm, share, prefix)
+            if code == -signal.SIGKILL and not self.stopped:
+                self.console.print(f"{arm}: killed", highlight=False)
+                killed += 1
+            elif code != MISTAKE or not run_directory.holder(self.root / arm):  # else another process was there first
+                break
+        return code
+
+    def _wait(self, arm: str) -> None:
+        """Wait while another process trains the arm: that of a sweep that was itself killed goes on by itself."""
+        known = None
+        while not self.stopped and (holder := run_directory.holder(self.root / arm)):
+            if holder != known:
+                known = holder
+                self.console.print(f"{arm}: waiting for {holder}, which trains it already", highlight=False)
+            time.sleep(0.5)
+
+    def _train(self, arm: str, share: Share, prefix: str) -> int:
+        """Train an arm in a process; with a prefix, repeat its stderr line by line behind it."""
+        flags = [f"--workdir={self.root / arm}", *self.flags]
+        child = self._start(arm, flags, share, None, subprocess.PIPE if prefix else None)
+        for line in child.stderr or ():
+            print(f"{prefix}{line}", end="", file=sys.stderr, flush=True)
+        code = self._end(child)
+        if code < 0:
+            self._note_killed(arm, signal.Signals(-code).name)
+        return code
+
+    def _start(
+        self, arm: str, flags: Sequence[str], share: Share, output: int | None, errors: int | None
+    ) -> subprocess.Popen[str]:
+        config = f"--config=configs/resolved.py:{self.root / 'plan' / arm}.json"
+        child = subprocess.Popen(
+            [*self.command, *flags, config],
+            cwd=Path(__file__).parents[2],
+            env=os.environ | dict(share.environment),
+            stdout=output,
+            stderr=errors,
+            text=True,
+        )
+        self.running.add(child)
+        if self.stopped:  # by a signal that came before the child was known
+            child.send_signal(signal.SIGTERM)
+        return child
+
+    def _end(self, child: subprocess.Popen[str]) -> int:
+        code = child.wait()
+        self.running.discard(child)
+        # A process that such a signal ends was not ready to answer it yet, and had begun nothing.
+        return STOPPED if -code in SIGNALS else code
+
+    def _note_killed(self, arm: str, name: str) -> None:
+        """Write the status of a run that was killed. A run that had begun nothing keeps an earlier status."""
+        status = arms.status(self.root, arm)
+        if status["status"] in ("running", "not run"):
+            why = f"killed by {name}: if not by you, for lack of memory; lower data.batch, data.length or seeds"
+            with suppress(OSError):  # a full disk
+                run_directory.write_json(self.root / arm / "status.json", {**status, "status": "failed", "why": why})
+
+    @contextmanager
+    def _passing_signals_on(self) -> Iterator[None]:
+        """Pass signals on to the running processes, which save and exit; this process waits for them."""
+
+        def pass_on(number: int, _: object) -> None:
+            self.stopped = True
+            for child in list(self.running):
+                child.send_signal(number)
+
+        handlers = {number: signal.signal(number, pass_on) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
