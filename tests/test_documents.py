@@ -73,7 +73,7 @@ def test_the_archive_of_shift_invariance_says_what_the_laws_prove():
     from tests.positional.test_laws import CLAIMS
 
     archived = documents.read(ROOT / "results" / "encodings" / "shift_invariant.json")
-    assert list(archived.items()) == [(name, CLAIMS[name]["shift_invariant"]) for name in ENCODINGS]
+    assert list(archived.items()) == [(name, CLAIMS[name].shift_invariant) for name in ENCODINGS]
 
 
 @page
