@@ -256,17 +256,17 @@ def grid(axes: Axes, tunings: Sequence[Tuning]) -> None:
 
 
 @drawn((7.2, 3.8))
-def by_rate(axes: Axes, found: Sequence[Sensitivity], treatment: str) -> None:
+def by_rate(axes: Axes, sensitivities: Sequence[Sensitivity], treatment: str) -> None:
     """Draw the treatment's speed-up at each shared learning rate and, on the right, with each arm at its own best."""
-    names = [treatment, *(each.baseline for each in found)]
-    rates = sorted({rate for each in found for rate in each.learning_rates})
-    for each in found:
-        look = style(each.baseline, names)
-        at = [(rates.index(rate), s.mean) for rate, s in zip(each.learning_rates, each.shared, strict=True) if s]
+    names = [treatment, *(row.baseline for row in sensitivities)]
+    rates = sorted({rate for row in sensitivities for rate in row.learning_rates})
+    for row in sensitivities:
+        look = style(row.baseline, names)
+        at = [(rates.index(rate), s.mean) for rate, s in zip(row.learning_rates, row.shared, strict=True) if s]
         if at:
-            axes.plot(*zip(*at, strict=True), label=f"over {each.baseline}", **look)
-        if each.tuned:
-            axes.plot(len(rates), each.tuned.mean, marker=look["marker"], color=look["color"], markersize=9)
+            axes.plot(*zip(*at, strict=True), label=f"over {row.baseline}", **look)
+        if row.tuned:
+            axes.plot(len(rates), row.tuned.mean, marker=look["marker"], color=look["color"], markersize=9)
     axes.axvline(len(rates) - 0.5, color=GREY, linewidth=1, linestyle=":")
     axes.set_xticks(range(len(rates) + 1), [*(f"{rate:g}" for rate in rates), "each its\nown best"])
     axes.set_xlabel("peak learning rate of both arms")

@@ -104,7 +104,7 @@ class Findings:
     def factors(self) -> list[Factor]:
         """The sweeps whose settings differ in one number."""
         found = {
-            sweep.name: [each for each in self.comparisons if each.sweep.name == sweep.name] for sweep in self.sweeps
+            sweep.name: [found for found in self.comparisons if found.sweep.name == sweep.name] for sweep in self.sweeps
         }
         factors = [_factor(sweep, found[sweep.name]) for sweep in self.sweeps]
         return [factor for factor in factors if factor]
