@@ -42,7 +42,7 @@ MUTATIONS = {
         "rope_lm/kernels/softmax.py",
         "jnp.arange(keys.stop)[None, :] > jnp.arange(queries.start, queries.stop)[:, None]",
         "jnp.arange(keys.stop)[None, :] > 1 + jnp.arange(queries.start, queries.stop)[:, None]",
-        "tests/attention/test_softmax.py",
+        "tests/kernels/test_softmax.py",
     ),
     "t5": Mutation(
         "a T5 bucket boundary one off",

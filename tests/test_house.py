@@ -1,4 +1,4 @@
-"""The rules of the house (docs/method.md): size and shape of functions, English, what imports what, types, format."""
+"""The rules of the house (docs/extending.md): size and shape of functions, English, what imports what, types, format."""
 
 import ast
 import graphlib

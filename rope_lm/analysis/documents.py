@@ -19,6 +19,7 @@ Tree = Mapping[str, Any]
 REGION = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 BOUNDS = {"": "", "lower": "≥ ", "upper": "≤ ", "unknown": "? "}
 CELLS = ("causal-softmax", "masked-softmax", "causal-performer", "masked-performer")  # settings of `replication`
+RATES = ("learning_rates", "rates")
 LATE = " (added after its runs began)"
 
 
@@ -68,9 +69,9 @@ def ordered(arms: Iterable[Tree], settings: Sequence[str]) -> list[Tree]:
     return sorted((arm for arm in arms if arm["setting"] in settings), key=lambda arm: settings.index(arm["setting"]))
 
 
-def speedup(arm: Tree) -> Tree | None:
-    """Return the treatment's speed-up over an arm, or None for the treatment itself."""
-    return arm.get("speedup", arm.get("speedup_of_rotary"))
+def either(row: Tree, *keys: str) -> Any:
+    """Return the value of the first of these keys that a row has: archives keep the names of their version."""
+    return next(row[key] for key in keys if key in row)
 
 
 def name(arm: Tree) -> str:
@@ -84,7 +85,7 @@ def comparison(results: Path, *, archive: str, settings: Sequence[str] = ("",), 
     heads = ["encoding", "final nats/token [95%]", *more, "speed-up of rotary over it [95%]", "rotary faster?"]
     rows = []
     for arm in ordered(read(results / archive / "summary.json")["arms"], settings):
-        over = speedup(arm)
+        over = either(arm, "speedup", "speedup_of_rotary")
         verdict = [estimate(over, 2), over["verdict"]] if over else ["", ""]
         cells = [name(arm), estimate(arm["final_nats"], 3), *(MORE[column](arm) for column in more), *verdict]
         rows.append([arm["setting"]] * several + cells)
@@ -94,8 +95,7 @@ def comparison(results: Path, *, archive: str, settings: Sequence[str] = ("",), 
 MORE: dict[str, Callable[[Tree], str]] = {
     "bits/byte": lambda arm: f"{arm['bits_per_byte']:.3f}",
     "tokens/s": lambda arm: f"{arm['tokens_per_second']:,.0f}",
-    "learning rate": lambda arm: f"{arm.get('learning_rate', arm.get('rate')):g}",
-    "own parameters": lambda arm: f"{arm['parameters_position']:,}",
+    "learning rate": lambda arm: f"{either(arm, 'learning_rate', 'rate'):g}",
 }
 
 
@@ -120,11 +120,11 @@ def claims(results: Path, *, archive: str) -> str:
 def rates(results: Path, *, archive: str) -> str:
     """Tabulate the final loss at each learning rate of a grid; an arm's best rate is bold."""
     found = read(results / archive / "summary.json")["tuning"]
-    grid = sorted({rate for tuning in found for rate in tuning["rates"]})
+    grid = sorted({rate for tuning in found for rate in either(tuning, *RATES)})
     several = len({tuning.get("setting", "") for tuning in found}) > 1  # the oldest archive has no settings
     rows = []
     for tuning in found:
-        finals = dict(zip(tuning["rates"], tuning["final_nats"], strict=True))
+        finals = dict(zip(either(tuning, *RATES), tuning["final_nats"], strict=True))
         shown = {rate: "diverged" if nats is None else f"{nats:.3f}" for rate, nats in finals.items()}
         shown[tuning["best"]] = f"**{shown[tuning['best']]}**"
         setting = [tuning["setting"]] if several else []

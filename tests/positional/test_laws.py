@@ -19,7 +19,7 @@ from rope_lm.kernels.softmax import WHOLE, blocks
 from rope_lm.positional import Shape
 from rope_lm.positions import Positions, View, contiguous
 from rope_lm.refusal import Refusal
-from tests.models import compiled, encoding, forward, model, of_layer, position, redrawn, tokens
+from tests.models import compiled, encoding, forward, model, position, redrawn, tokens
 
 LENGTH = 80  # two blocks of queries, one of them short
 SHAPE = Shape(32, 4, 8, 2, causal=True)
@@ -154,7 +154,7 @@ def test_parts_of_contiguous_rows_have_the_gradients_of_pairs(name, causal):
     weights = jax.random.normal(jax.random.key(1), (2, 4, LENGTH, LENGTH))
 
     def total(state: nnx.State, q: jax.Array, k: jax.Array, view: View, parts: list) -> jax.Array:
-        made, found = of_layer(nnx.merge(graph, state), 1), 0.0
+        made, found = positional.at_layer(nnx.merge(graph, state), 1), 0.0
         for queries, keys in parts:
             part = view[queries, keys]
             bias, score = made.bias(part), made.score(q[:, queries], k[:, keys], part)
