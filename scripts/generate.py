@@ -4,6 +4,8 @@ import codecs
 import os
 from pathlib import Path
 
+import numpy as np
+
 from rope_lm.refusal import Refusal
 from scripts import entry
 
@@ -41,7 +43,7 @@ def main() -> int:
     for token in drawn:
         if token == run.coder.separator:
             break
-        print(decoder.decode(run.coder.decode([token])), end="", flush=True)
+        print(decoder.decode(run.coder.decode(np.array([token]))), end="", flush=True)
     print(decoder.decode(b"", final=True))
     return 0
 

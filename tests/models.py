@@ -10,27 +10,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from configs.presets import BLOCKS, POSITIONS
-from rope_lm import positional, sharding, training
+from rope_lm import positional
 from rope_lm.positional import PositionalEncoding, Shape
 from rope_lm.positions import Positions, contiguous
 from rope_lm.transformer import Cache, Transformer
 
-LENGTH, VOCABULARY, BATCH = 32, 17, 4
+LENGTH, VOCABULARY = 32, 17
 PERFORMER = {"name": "performer", "features": 16, "redraw": 10, "block": 8}
-CAUSAL = {"name": "causal"}
-OPTIMIZER = {
-    "name": "adamw",
-    "learning_rate": (1e-2,),
-    "schedule": "constant",
-    "warmup": 0.0,
-    "cooldown": 0.2,
-    "weight_decay": 0.1,
-    "b1": 0.9,
-    "b2": 0.95,
-    "epsilon": 1e-8,
-    "gradient_clip": 1.0,
-    "accumulation_steps": 1,
-}
 
 
 def position(name: str, limit: int = LENGTH) -> dict[str, Any]:
@@ -151,13 +137,7 @@ def compiled(name: str, length: int = LENGTH, causal: bool = True, performer: bo
 def encoding(row: Mapping[str, Any], layer: int = 0, causal: bool = True, heads: int = 4) -> PositionalEncoding:
     """Build an encoding of a model of two layers, with heads of 8 components, as one of its layers sees it."""
     made = positional.make(row, shape=Shape(8 * heads, heads, 8, 2, causal), rngs=nnx.Rngs(0, position=1))
-    return of_layer(made, layer)
-
-
-def of_layer(made: PositionalEncoding, layer: int) -> PositionalEncoding:
-    """Return the encoding with the parameters and constants of one layer."""
-    graph, layered, rest = nnx.split(made, positional.is_layered, ...)
-    return nnx.merge(graph, jax.tree.map(lambda x: x[layer], layered), rest)
+    return positional.at_layer(made, layer)
 
 
 def tokens(rows: int, length: int = LENGTH, seed: int = 1) -> jax.Array:
@@ -170,15 +150,3 @@ def packed(segment: jax.Array) -> Positions:
     place = jnp.arange(segment.shape[1], dtype=jnp.int32)
     begins = jnp.concatenate([jnp.ones_like(segment[:, :1], bool), segment[:, 1:] != segment[:, :-1]], axis=1)
     return Positions(place - jax.lax.cummax(jnp.where(begins, place, 0), axis=1), segment)
-
-
-def program(name: str, members: int, objective: dict[str, Any] = CAUSAL, **model: Any) -> training.Program:
-    """Compile the training program of a small model. `model`: changes to its section."""
-    config = {
-        "model": section(name, **model),
-        "optimizer": OPTIMIZER,
-        "objective": objective,
-        "data": {"batch": BATCH, "length": LENGTH},
-        "steps": 100,
-    }
-    return training.make(config, vocabulary=VOCABULARY, members=members, mesh=sharding.make(1, 1, 1, 1))

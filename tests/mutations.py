@@ -42,7 +42,7 @@ MUTATIONS = {
         "rope_lm/kernels/softmax.py",
         "jnp.arange(keys.stop)[None, :] > jnp.arange(queries.start, queries.stop)[:, None]",
         "jnp.arange(keys.stop)[None, :] > 1 + jnp.arange(queries.start, queries.stop)[:, None]",
-        "tests/attention/test_softmax.py",
+        "tests/kernels/test_softmax.py",
     ),
     "t5": Mutation(
         "a T5 bucket boundary one off",
@@ -68,8 +68,8 @@ MUTATIONS = {
     "order": Mutation(
         "members that share one data order",
         "rope_lm/data/__init__.py",
-        "[self._order(seed) for seed in seeds]",
-        "[self._order(seeds[0]) for seed in seeds]",
+        "batches.ensemble(self.train, self.batch, seeds, start, stop)",
+        "batches.ensemble(self.train, self.batch, [seeds[0]] * len(seeds), start, stop)",
         "tests/data/test_batches.py tests/test_loop.py",
     ),
     "moment": Mutation(

@@ -8,7 +8,8 @@ from flax import nnx
 
 from configs.presets import BLOCKS
 from rope_lm.block import MLPS, NORMS, RESIDUALS, Style
-from tests.models import BATCH, LENGTH, VOCABULARY, forward, model, program, tokens
+from tests.models import forward, model, tokens
+from tests.programs import BATCH, program, rows, start
 
 # gpt2's pieces are among those of ours and bert; ours is trained by most other tests.
 ALL = {"gpt2", "ours"}
@@ -31,11 +32,10 @@ def test_cached_decoding_equals_the_full_forward_pass(name):
     "name", [pytest.param(name, marks=pytest.mark.all if name in ALL else ()) for name in sorted(BLOCKS)]
 )
 def test_every_parameter_is_trained_and_a_row_is_learned(name):
-    made = program("rotary", 1, block=BLOCKS[name])
-    start = made.init(np.array([0], np.uint32), np.array([1e-2], np.float32))
-    before = jax.tree.map(np.array, start.params)
-    row = np.random.default_rng(0).integers(0, VOCABULARY, (1, 1, LENGTH + 1)).astype(np.int32)
-    row, state = np.repeat(row, BATCH, 1), start
+    made = program("rotary", model={"block": BLOCKS[name]})
+    state = start(made, (0,))
+    before = jax.tree.map(np.array, state.params)
+    row = np.repeat(rows(0, 0)[:1], BATCH, 0)[None]
     for _ in range(80):
         state, metrics = made.step(state, row)
     assert float(metrics.nats[0]) < 0.2  # from ln 17 = 2.8

@@ -8,7 +8,8 @@ import pytest
 from rope_lm import objective
 from rope_lm.refusal import Refusal
 from rope_lm.training import Documents, State
-from tests.models import BATCH, LENGTH, VOCABULARY, program
+from tests.programs import BATCH, LENGTH, program, start
+from tests.programs import rows as random_rows
 
 BERT = {"name": "masked", "mask_rate": 0.15, "mask_share": 0.8, "random_share": 0.1}
 TEXT = 1000  # vocabulary of the text
@@ -45,10 +46,9 @@ def test_a_masked_row_has_berts_shares():
 
 
 def test_masks_of_a_step_depend_on_seed_and_step_and_those_of_an_evaluation_on_the_row_alone():
-    made = program("rotary", 2, BERT, layers=1)
-    rows = np.random.default_rng(0).integers(0, VOCABULARY, (BATCH, LENGTH + 1)).astype(np.int32)
+    made, rows = program("rotary", 2, objective="masked", model={"layers": 1}), random_rows(0, 0)
     both = jnp.asarray(np.stack([rows, rows]))
-    state = made.init(np.array([0, 0], np.uint32), np.full(2, 1e-9, np.float32))
+    state = start(made, (0, 0))
 
     def losses(state: State) -> np.ndarray:
         return np.asarray(made.gradients(state, both)[0])
@@ -69,8 +69,8 @@ def test_masks_of_a_step_depend_on_seed_and_step_and_those_of_an_evaluation_on_t
 
 
 def test_the_loss_of_a_masked_program_is_that_of_the_chosen_tokens_alone():
-    made = program("none", 1, BERT, layers=1)
-    state = made.init(np.array([0], np.uint32), np.ones(1, np.float32))
+    made = program("none", objective="masked", model={"layers": 1})
+    state = start(made, (0,))
     rows = jnp.zeros((BATCH, LENGTH + 1), jnp.int32)
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(jnp.arange(BATCH))
     example = made.objective(rows, keys)

@@ -14,8 +14,9 @@ from rope_lm.positional import RotaryFeatures
 from rope_lm.positional.rotary import frequencies
 from rope_lm.positions import View, contiguous
 from rope_lm.refusal import Refusal
-from tests.models import PERFORMER, compiled, encoding, model, packed, program, tokens
+from tests.models import PERFORMER, compiled, encoding, model, packed, tokens
 from tests.positional.test_laws import CLAIMS, check_packing
+from tests.programs import program, start
 
 
 def inputs(length: int, heads: int = 3, size: int = 8) -> tuple[jax.Array, ...]:
@@ -191,8 +192,8 @@ def test_a_mistake_in_the_section_is_refused(change, words):
 
 
 def test_features_are_drawn_again_on_schedule_as_a_function_of_the_seed_and_the_number_of_the_draw():
-    made = program("rotary", 2, attention=PERFORMER)
-    state = made.init(np.array([0, 1], np.uint32), np.full(2, 1e-2, np.float32))
+    made = program("rotary", 2, model={"attention": PERFORMER})
+    state = start(made, (0, 1))
 
     def drawn(step: int, member: int) -> np.ndarray:
         return np.asarray(made.model(state._replace(step=jnp.int32(step)), member).drawn[...])

@@ -1,11 +1,10 @@
-"""Sums from each key onward, interpolation, and repeated arrays, compared with the plain way to compute each."""
+"""Sums from each key onward, and interpolation, compared with the plain way to compute each."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rope_lm.kernels.products import repeated, repeated_plain
 from rope_lm.kernels.sums import interpolated, neighbors, neighbors_plain, onward, onward_plain
 
 every = pytest.mark.all
@@ -52,12 +51,3 @@ def test_interpolation_is_linear_and_its_gradient_goes_to_both_neighbors():
     below = np.minimum(np.asarray(at).astype(int), 3)
     left, right = (np.take_along_axis(np.asarray(x), index, axis=-1) for index in (below, below + 1))
     np.testing.assert_allclose(slope, (right - left) * weights, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("rows", [1, 5])
-def test_a_repeated_array_has_the_summed_gradient(rows):
-    x = jax.random.normal(jax.random.key(0), (3, 4, 2))
-    g = jax.random.normal(jax.random.key(1), (rows, 3, 4, 2))
-    (value, pull), (expected, plain) = (jax.vjp(lambda x, f=f: f(x, rows), x) for f in (repeated, repeated_plain))
-    np.testing.assert_array_equal(value, expected)
-    np.testing.assert_allclose(*pull(g), *plain(g), rtol=1e-6, atol=1e-6)

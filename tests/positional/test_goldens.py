@@ -14,7 +14,6 @@ from rope_lm import positional
 from rope_lm.positional.pairing import order
 from rope_lm.positions import View, contiguous
 from rope_lm.refusal import Refusal
-from tests.models import of_layer
 
 FOLDER = Path(__file__).parents[1] / "goldens"
 GOLDENS = json.loads((FOLDER / "index.json").read_text())["goldens"]
@@ -31,7 +30,7 @@ def load(name: str) -> tuple[positional.PositionalEncoding, dict[str, np.ndarray
     for path, parameter in nnx.to_flat_state(nnx.state(made, nnx.Param)):
         assert parameter.shape == arrays[path[0]].shape, path
         getattr(made, path[0])[...] = jnp.asarray(arrays.pop(path[0]))
-    return of_layer(made, 0), arrays
+    return positional.at_layer(made, 0), arrays
 
 
 def probabilities(
@@ -110,7 +109,7 @@ def test_each_layer_has_the_rotation_of_its_base():
     view = View(at, at, True)
     for layer, base in enumerate((1e4, 0.0, 5e5, 1e4)):
         alone = build({"name": "rotary", "base": base} if base else {"name": "none"})
-        found, expected = (made.rotate(x, x, view) for made in (of_layer(layered, layer), alone))
+        found, expected = (made.rotate(x, x, view) for made in (positional.at_layer(layered, layer), alone))
         for ours, theirs in zip(found, expected, strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
