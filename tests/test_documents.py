@@ -126,8 +126,12 @@ def test_the_renamed_keys_are_those_that_are_migrated():
 
 @page
 def test_every_test_that_a_page_names_exists(page):
-    for path, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page.read_text()):
+    text = page.read_text()
+    for path, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text):
         assert f"\ndef {name}(" in (ROOT / path).read_text(), f"{path}::{name}"
+    for path, name in re.findall(r"scripts/test\.sh (tests/[\w/.]+)(?: -k (\w+))?", text):
+        assert (ROOT / path).exists(), path
+        assert not name or name in (ROOT / path).read_text(), f"{path} -k {name}"
 
 
 def test_every_claim_of_the_page_on_rotary_names_a_listed_test():
