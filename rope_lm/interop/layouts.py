@@ -64,13 +64,13 @@ class Layout:
     prefix: str  # of every tensor but the head's; left out in files of a model without a head
     head: str  # prefix of the head's tensors
     causal: bool = True
-    sizes: Mapping[str, str]  # our name -> their option
-    activations: Mapping[str, str]
+    sizes: ClassVar[Mapping[str, str]]  # our name -> their option
+    activations: ClassVar[Mapping[str, str]]
     activation: str = "hidden_act"  # the option that names the activation
     epsilon: str  # the option of the norms
-    options: Config  # other options that decide the computation, with their defaults
-    fixed: Config = {}  # noqa: RUF012 (options that have only this value here)
-    modules: Mapping[str, Any]  # our path of a module -> their name, or names; {} is the layer
+    options: ClassVar[Config]  # other options that decide the computation, with their defaults
+    fixed: ClassVar[Config] = {}  # options that have only this value here
+    modules: ClassVar[Mapping[str, Any]]  # our path of a module -> their name, or names; {} is the layer
     outer_first: bool = True  # a linear map in a layer is [out, in], as in torch.nn.Linear
     pairing: str | None = None  # rope_lm.positional.pairing; None if nothing is turned
     by_part: bool = True  # all of q, then all of k, then all of v
@@ -154,22 +154,18 @@ class Layout:
         theirs = tuple(f"{name}.{LEAVES[leaf]}" for name in ([names] if isinstance(names, str) else names))
         heads = None
         if module == "blocks.qkv":
-            turned = self.turned(section["position"], section["width"] // section["heads"])
+            turned = int(section["width"] // section["heads"] * section["position"].get("fraction", 1))
             heads = Heads(section["heads"], self.pairing, turned, self.by_part)
         outer_first = leaf == "weight" and (self.outer_first or not path.startswith("blocks."))
         return Tensor(path, theirs, outer_first, heads)
-
-    def turned(self, position: Mapping[str, Any], size: int) -> int:
-        """Return the number of components of a head that are turned."""
-        return size
 
     def received(self, section: Config, tensors: Tensors) -> tuple[Config, Tensors]:
         """Return the section and the tensors, under the names in `modules` and without those that are no parameters."""
         if not any(name.startswith(self.prefix) for name in tensors):
             tensors = {name if name.startswith(self.head) else self.prefix + name: x for name, x in tensors.items()}
         table, head = (f"{self.modules[module]}.weight" for module in ("embedding", "head"))
-        if section["tied"] and np.array_equal(tensors.get(head), tensors.get(table)):
-            tensors.pop(head, None)  # the same tensor twice
+        if section["tied"] and {table, head} <= tensors.keys() and np.array_equal(tensors[head], tensors[table]):
+            del tensors[head]
         return section, tensors
 
     def sent(self, config: Config, tensors: Tensors) -> Tensors:
@@ -277,9 +273,6 @@ class NeoX(Layout):
                 f"config.json: rope_type {kind!r} of a part of each head ({fraction}) has no counterpart here"
             )
         return {"name": "rotary_partial", "base": base, "fraction": fraction}
-
-    def turned(self, position: Mapping[str, Any], size: int) -> int:
-        return int(size * position["fraction"]) if "fraction" in position else size
 
     def block(self, config: Config) -> Config:
         residual = "parallel" if config["use_parallel_residual"] else "pre"

@@ -17,22 +17,22 @@ class Heads(NamedTuple):
     Ours is by head: q, k and v of one head, then those of the next.
     """
 
-    count: int
+    number: int
     pairing: str | None  # of the components of q and k that turn together (rope_lm.positional.pairing); None: none
     turned: int  # components of a head that turn
     by_part: bool  # True for all of q, then all of k, then all of v
 
     def here(self, theirs: Float[np.ndarray, "*D three_width"]) -> Float[np.ndarray, "*D three_width"]:
         """Return the components in our order."""
-        lead, size = theirs.shape[:-1], theirs.shape[-1] // (3 * self.count)
-        parts = theirs.reshape(*lead, *((3, self.count) if self.by_part else (self.count, 3)), size)
+        lead, size = theirs.shape[:-1], theirs.shape[-1] // (3 * self.number)
+        parts = theirs.reshape(*lead, *((3, self.number) if self.by_part else (self.number, 3)), size)
         parts = parts.swapaxes(-3, -2) if self.by_part else parts
         return self._ordered(parts, self._places(size)).reshape(theirs.shape)
 
     def there(self, ours: Float[np.ndarray, "*D three_width"]) -> Float[np.ndarray, "*D three_width"]:
         """Return the components in their order."""
-        lead, size = ours.shape[:-1], ours.shape[-1] // (3 * self.count)
-        parts = self._ordered(ours.reshape(*lead, self.count, 3, size), np.argsort(self._places(size)))
+        lead, size = ours.shape[:-1], ours.shape[-1] // (3 * self.number)
+        parts = self._ordered(ours.reshape(*lead, self.number, 3, size), np.argsort(self._places(size)))
         return (parts.swapaxes(-3, -2) if self.by_part else parts).reshape(ours.shape)
 
     def _places(self, size: int) -> np.ndarray:
