@@ -103,8 +103,40 @@ MISTAKES = [
         "unknown position 'rotery': did you mean",
     ),
     (["scripts.train", "--config=configs/nowhere.py", "--workdir=W"], "there is no file 'configs/nowhere.py'"),
-    (["scripts.train", "--config=configs/lm.py", "--config.modle.width=3", "--workdir=W"], "modle"),
-    (["scripts.train", "--config=configs/lm.py", "--config.model.widht=3", "--workdir=W"], 'Did you mean "width"'),
+    (
+        ["scripts.train", "--config=configs/lm.py", "--config.lr=1e-3", "--workdir=W"],
+        "mean --config.optimizer.learning_rate?",
+    ),
+    (
+        ["scripts.train", "--config=configs/lm.py", "--config.modle.width=3", "--workdir=W"],
+        "mean --config.model.width?",
+    ),
+    (["scripts.train", "--config=configs/lm.py", "--config.optimizer.rate=1"], "did you mean --config.optimizer.learn"),
+    (["scripts.train", "--config=configs/lm.py", "--steps=5", "--workdir=W"], "--steps: did you mean --config.steps?"),
+    (["scripts.train", "--config=configs/lm.py", "--config.epochs=5", "--workdir=W"], "did you mean --config.steps?"),
+    (["scripts.train", "--config=configs/lm.py", "--config.base.steps=5"], "did you mean --config.steps?"),
+    (
+        ["scripts.train", "--config=configs/lm.py", "--config.optimizer.momentum=1"],
+        "the keys are optimizer.accumulation",
+    ),
+    (
+        ["scripts.train", "--config=configs/lm.py:scale=tiny", "--config.position=alibi"],
+        "a position is chosen in the config string: --config=configs/lm.py:scale=tiny,position=alibi",
+    ),
+    (
+        ["scripts.train", "--config=configs/lm.py", "--config.model.position=alibi"],
+        "a position is chosen in the config string: --config=configs/lm.py:position=alibi",
+    ),
+    (["scripts.train", "--config=configs/lm.py", "--config.optimizer=adamw"], "this is a section; set one of its keys"),
+    (
+        ["scripts.sweep", "--config=configs/ablation.py:quick", "--workdir=W", "--config.steps=5"],
+        "unknown flag --config.steps: did you mean --config.base.steps?",
+    ),
+    (
+        ["scripts.sweep", "--config=configs/ablation.py:quick", "--config.lr=1"],
+        "did you mean --config.base.optimizer.le",
+    ),
+    (["scripts.sweep", "--config=configs/ablation.py:quick", "--config.position=alibi"], "--only picks arms"),
     (["scripts.train", "--config=configs/lm.py", "--config.steps=many", "--workdir=W"], "many"),
     (["scripts.train", "--config=configs/lm.py", "--config.steps=1.5", "--workdir=W"], "1.5"),
     (["scripts.train", "--config=configs/lm.py", "--wrokdir=W"], "wrokdir"),
