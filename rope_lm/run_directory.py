@@ -43,7 +43,7 @@ class RunDirectory:
     """
 
     def __init__(self, workdir: str | Path, config: Mapping[str, Any], manifest: Mapping[str, Any]):
-        self.workdir = Path(workdir).absolute()
+        self.workdir = settings.folder(workdir, f"workdir {str(workdir)!r}")
         self.config, self.manifest = _plain(config), _plain(manifest)
         self.events: list[EventFile] = []
         self.seconds = 0.0  # of training, up to the step at which the run began or went on

@@ -56,7 +56,9 @@ def main() -> int:
     parser.add_argument("--encodings", default="few", help=f"with commas, all, or few: {', '.join(FEW)} (few)")
     parser.add_argument("--attention", default="softmax", help=f"{' or '.join(ATTENTIONS)} (softmax)")
     parser.add_argument("--only-encodings", action="store_true", help="measure the encodings and nothing else")
-    parser.add_argument("--out", help="a folder for benchmark.json and benchmark.svg (nothing is written)")
+    parser.add_argument(
+        "--out", type=entry.path, help="a folder for benchmark.json and benchmark.svg (nothing is written)"
+    )
     arguments = parser.parse_args()
     scales = arguments.scale.split(",")
     for scale in scales:
@@ -232,20 +234,19 @@ def _table(scale: str, rows: list[dict]) -> Table:
     return table
 
 
-def _write(folder: str | None, result: dict, draw: bool = False) -> None:
+def _write(out: Path | None, result: dict, draw: bool = False) -> None:
     from rope_lm.analysis import figures
     from rope_lm.run_directory import write_json
 
-    if not folder:
+    if not out:
         return
-    out = Path(folder)
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "benchmark.json", result)
         if draw:
             figures.save(figures.speeds(_measured(result["rows"])), out / "benchmark")
     except OSError as error:
-        raise Refusal(f"--out={folder!r} cannot be written ({error.strerror}): choose another folder") from error
+        raise Refusal(f"--out={str(out)!r} cannot be written ({error.strerror}): choose another folder") from error
 
 
 if __name__ == "__main__":

@@ -26,10 +26,12 @@ HEADS = ("encoding", "compared with", "shift-invariant", "its parameters", "step
 def main() -> int:
     parser = entry.parser("encodings", __doc__, EXAMPLES)
     parser.add_argument(
-        "--report", default=str(ROOT / "results/encodings/summary.json"), help="summary.json of a report"
+        "--report", type=entry.path, default=ROOT / "results/encodings/summary.json", help="summary.json of a report"
     )
-    parser.add_argument("--benchmark", default=str(ROOT / "results/encodings/benchmark.json"), help="its JSON")
-    parser.add_argument("--out", type=Path, help="a folder for the figure of decay (nothing is drawn)")
+    parser.add_argument(
+        "--benchmark", type=entry.path, default=ROOT / "results/encodings/benchmark.json", help="its JSON"
+    )
+    parser.add_argument("--out", type=entry.path, help="a folder for the figure of decay (nothing is drawn)")
     arguments = parser.parse_args()
     arms = {arm["encoding"]: arm for arm in _read(arguments.report, "arms")}
     measured = [row for row in _read(arguments.benchmark, "rows") if row.get("overhead") is not None]
@@ -123,12 +125,12 @@ def _added(encoding: Any, distances: np.ndarray) -> np.ndarray:
     return bias - bias[:, :1]
 
 
-def _read(path: str, key: str) -> list[dict[str, Any]]:
+def _read(path: Path, key: str) -> list[dict[str, Any]]:
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))[key]
+        return json.loads(path.read_text(encoding="utf-8"))[key]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Refusal(
-            f"{path!r} cannot be read ({error}): give the file that a report, or the benchmark, wrote"
+            f"{str(path)!r} cannot be read ({error}): give the file that a report, or the benchmark, wrote"
         ) from error
 
 

@@ -78,6 +78,8 @@ def start(main: Callable[[], int], usage: str) -> NoReturn:
         for flag in flags.FLAGS.flags_by_module_dict()[sys.argv[0]]:
             print(f"  --{flag.name:<10} {flag.help}")
         sys.exit(0)
+    # A shell resolves `~` at the beginning of a word only.
+    sys.argv = [re.sub("^(--?config=)(~[^:]*)", lambda flag: f"{flag[1]}{path(flag[2])}", word) for word in sys.argv]
     try:
         rest = flags.FLAGS(sys.argv)[1:]
     except Exception as error:  # flags report a bad value by many types of exceptions
@@ -171,11 +173,16 @@ def multiples(text: str) -> list[int]:
     return [int(number) for number in text.split(",")]
 
 
-def required(holder: flags.FlagHolder) -> str:
-    """Return the value of a flag. Raises Refusal if it was not given."""
+def path(text: str) -> Path:
+    """Return the path that a flag or an argument of a parser gives, with `~` resolved."""
+    return settings.path(text, text)
+
+
+def workdir(holder: flags.FlagHolder) -> Path:
+    """Return the folder that the flag --workdir gives. Raises Refusal if it was not given."""
     if not holder.value:
         raise Refusal(f"--{holder.name} is missing; see --help")
-    return holder.value
+    return settings.folder(holder.value, f"--{holder.name}={holder.value}")
 
 
 def config(holder: flags.FlagHolder) -> dict[str, Any]:
@@ -243,5 +250,5 @@ def compilation_cache(folder: str) -> None:
     """Keep compiled programs in `folder`, so that a second start or a resumed run does not compile again."""
     import jax
 
-    jax.config.update("jax_compilation_cache_dir", str(settings.path(folder, f"data.cache={folder}") / "compiled"))
+    jax.config.update("jax_compilation_cache_dir", str(settings.folder(folder, f"data.cache={folder}") / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

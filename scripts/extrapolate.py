@@ -1,6 +1,5 @@
 """Evaluate runs on texts longer than those that they were trained on."""
 
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -24,7 +23,7 @@ exit status: 0, or 2 for a mistake in the command."""
 
 def main() -> int:
     parser = entry.parser("extrapolate", __doc__, EXAMPLES)
-    parser.add_argument("runs", nargs="+", type=Path, help="the --workdir of a run or of a sweep")
+    parser.add_argument("runs", nargs="+", type=entry.path, help="the --workdir of a run or of a sweep")
     parser.add_argument(
         "--multiples", default="1,2,4,8", help="lengths to read, in trained lengths, with commas (1,2,4,8)"
     )

@@ -26,7 +26,7 @@ WINDOW = 32  # tokens
 
 def main() -> int:
     parser = entry.parser("figures", __doc__, EXAMPLES)
-    parser.add_argument("--out", type=Path, default=ROOT / "docs/figures", help="the folder to draw into")
+    parser.add_argument("--out", type=entry.path, default=ROOT / "docs/figures", help="the folder to draw into")
     out = parser.parse_args().out
     drawn = figures()
     try:

@@ -24,7 +24,7 @@ exit status: 0, or 2 for a mistake in the command."""
 
 def main() -> int:
     parser = entry.parser("probe", __doc__, EXAMPLES)
-    parser.add_argument("runs", nargs="+", type=Path, help="the --workdir of a run or of a sweep")
+    parser.add_argument("runs", nargs="+", type=entry.path, help="the --workdir of a run or of a sweep")
     parser.add_argument("--multiples", default="1", help="lengths of rows, in trained lengths, with commas (1)")
     parser.add_argument("--rows", type=int, default=256, help="number of rows (256)")
     arguments = parser.parse_args()

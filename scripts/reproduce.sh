@@ -8,6 +8,7 @@ set -euo pipefail
 case ${WORKDIR:-} in
   "") workdir=runs/quick ;; # in the checkout
   /*) workdir=$WORKDIR ;;
+  "~" | "~/"*) workdir=$HOME${WORKDIR#"~"} ;;
   *) workdir=$PWD/$WORKDIR ;;
 esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

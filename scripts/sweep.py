@@ -17,8 +17,6 @@ does not repeat finished arms.
 Exit status: 0 all finished, 1 some failed or diverged, 2 a mistake in the command, 75 stopped.
 """
 
-from pathlib import Path
-
 from absl import flags
 from ml_collections import config_flags
 
@@ -36,7 +34,7 @@ ONLY = flags.DEFINE_list("only", None, "names of arms, separated by commas")
 
 def main() -> int:
     config = entry.config(CONFIG)
-    workdir = entry.required(WORKDIR)
+    root = entry.workdir(WORKDIR)
     from rope_lm.sweep import arms, tables
 
     expanded = arms.expand(config, ONLY.value, entry.overrides(CONFIG))
@@ -47,7 +45,6 @@ def main() -> int:
         tables.show_plan(expanded)
         return 0
     flags = ["--deterministic"] if DETERMINISTIC.value else []
-    root = Path(workdir).resolve()
     return sweep(expanded, config["claims"], root, LAUNCHERS[ON.value](root, AT_ONCE.value, flags))
 
 

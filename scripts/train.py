@@ -20,6 +20,7 @@ Exit status: 0 finished, 2 a mistake in the command, 4 diverged, 75 stopped, 1 a
 
 import sys
 import textwrap
+from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
@@ -42,7 +43,7 @@ def main() -> int:
     config = entry.config(CONFIG)
     if "arms" in config:
         raise Refusal("--config is that of a sweep, which has arms: python -m scripts.sweep trains, or lists, them")
-    workdir = "" if DRY.value or TIME.value else entry.required(WORKDIR)
+    workdir = Path() if DRY.value or TIME.value else entry.workdir(WORKDIR)
     entry.huge_pages()
     from rope_lm import loop, plan, timing  # they import JAX; a mistake in the flags is answered before that
     from rope_lm.sweep import tables
@@ -58,7 +59,7 @@ def main() -> int:
         return 0
     status = loop.train(config, workdir, provenance(sys.argv, entry.overrides(CONFIG)), DETERMINISTIC.value)
     why = f" ({status['why']})" if status["why"] else ""
-    print(f"{workdir}: {status['status']} at step {status['step']}{why}")
+    print(f"{WORKDIR.value}: {status['status']} at step {status['step']}{why}")
     return {"finished": 0, "diverged": 4, "stopped": 75}[status["status"]]
 
 

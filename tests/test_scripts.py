@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -154,6 +155,13 @@ MISTAKES = [
     (["scripts.train", "--config=configs/lm.py:data=text:/none", "--workdir=W"], "no such file or folder"),
     (["scripts.train", "--config=configs/lm.py", "--workdir=W", "--config.data.cache=~no-one/a"], "home folder"),
     (
+        ["scripts.train", "--config=configs/lm.py", "--workdir=~no-one/a"],
+        "--workdir=~no-one/a: there is no home folder",
+    ),
+    (["scripts.train", "--config=configs/lm.py", "--workdir=W\udcff"], "w\\udcff' is not UTF-8"),
+    (["scripts.sweep", "--config=configs/ablation.py:quick", "--workdir=W\udcff"], "w\\udcff' is not UTF-8"),
+    (["scripts.verify", "~no-one/a"], "there is no home folder ~no-one here"),
+    (
         ["scripts.sweep", "--config=configs/ablation.py:quikc", "--workdir=W"],
         "unknown sweep 'quikc': did you mean quick",
     ),
@@ -179,6 +187,16 @@ MISTAKES = [
     (["scripts.report", "nowhere", "--out=W"], "holds no run"),
     (["scripts.report", "tests", "--out=W", "--against=none.json"], "--against='none.json' cannot be read"),
 ]
+
+
+def test_scripts_resolve_paths_in_one_place():
+    for script in (ROOT / "scripts").glob("*.py"):
+        assert not re.search(r"type=Path|Path\(arguments|expanduser", script.read_text()), f"{script}: use entry.path"
+
+
+def test_the_files_of_a_config_may_be_in_the_home_folder(tmp_path):
+    done = fork("scripts.train", "--config=~/none.py", "--workdir=w", env={"HOME": str(tmp_path)})
+    assert done.returncode == 2 and f"there is no file '{tmp_path}/none.py'" in done.stderr
 
 
 def assert_one_clear_line(done: subprocess.CompletedProcess, says: str, workdir: Path) -> None:
@@ -221,18 +239,19 @@ def flags(text: Path, cache: str) -> list[str]:
 def test_a_sweep_from_any_folder_then_its_report(text, cache, tmp_path):
     sweep = ["scripts.sweep", "--workdir=s", f"--config={ROOT}/configs/ablation.py:quick", "--only=rotary,none"]
     sweep += flags(text, cache)
-    done = fork(*sweep, cwd=tmp_path)
+    home = {"HOME": str(tmp_path)}
+    done = fork(*sweep, "--workdir=~/s", cwd=ROOT, env=home)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("finished") >= 2
     written = (tmp_path / "s" / "rotary" / "metrics.jsonl").stat().st_mtime_ns
     again = fork(*sweep, cwd=tmp_path)
     assert again.returncode == 0
     assert (tmp_path / "s" / "rotary" / "metrics.jsonl").stat().st_mtime_ns == written, "finished arms are not redone"
-    report = fork("scripts.report", "s", "--out=r", cwd=tmp_path)
+    report = fork("scripts.report", "~/s", "--out=~/r", cwd=ROOT, env=home)
     assert report.returncode == 0, report.stderr
     summary = json.loads((tmp_path / "r" / "summary.json").read_text())
     assert {arm["arm"] for arm in summary["arms"]} == {"rotary", "none"} and not summary["warnings"]
-    assert str(Path("r") / "index.html") in report.stdout
+    assert str(tmp_path / "r" / "index.html") in report.stdout
     other = fork(*sweep, "--only=none", "--config.base.seeds=3", cwd=tmp_path)
     assert other.returncode == 1 and other.stderr.count("refused") == 1, "a finished run of another config"
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from rope_lm import migrate
+from rope_lm import migrate, settings
 from rope_lm.analysis.runs import Run, Sweep
 from rope_lm.refusal import Refusal
 from rope_lm.run_directory import read_json, read_rows
@@ -45,7 +45,7 @@ def load_all(path: str | Path) -> list[Sweep]:
     The runs of an archive are in its runs.json. A learning-rate grid may also be given as a summary.json alone. Raises
     Refusal if there is none, or if a file is damaged.
     """
-    root = Path(path)
+    root = settings.path(path, str(path))
     if folders := sorted({config.parent for config in root.rglob("config.json")}):
         plans = {folder: folder / "config.json" for folder in folders}
         for plan in sorted((root / "plan").rglob("*.json")):
