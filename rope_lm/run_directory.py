@@ -31,7 +31,7 @@ from rope_lm.tensorboard import EventFile
 # Config keys that may change when a run goes on: except for `steps`, none of them changes what a step computes.
 MAY_CHANGE = ("steps", "every.log", "every.save", "mesh", "data.cache")
 # Facts recorded for each segment. A change is reported when the run goes on.
-FACTS = ("host", "python", "versions", "device", "deterministic", "commit", "diff")
+FACTS = ("host", "python", "versions", "environment", "device", "deterministic", "commit", "diff")
 UNPLOTTED = ("step", "member", "split", "tokens", "seconds")  # keys of a row without a TensorBoard curve
 
 
@@ -154,7 +154,8 @@ class RunDirectory:
 
     def _report_changes(self, before: Mapping[str, Any], segment: Mapping[str, Any]) -> None:
         name, step = self.workdir.name, segment["step"]
-        facts = [{key: entry.get(key) for key in FACTS} for entry in (before, segment)]
+        known = [key for key in FACTS if key in before]  # earlier versions recorded fewer
+        facts = [{key: entry.get(key) for key in known} for entry in (before, segment)]
         for key, was, now in differences(facts[0], facts[1]):
             print(f"{name}: {key} changed from {was} to {now}", file=sys.stderr)
         if (stood := (self.status or {"step": 0})["step"]) > step:

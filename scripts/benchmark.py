@@ -69,8 +69,9 @@ def main() -> int:
         pick("--encodings", name, POSITIONS)
     shape = _shape(arguments.shape)
     entry.huge_pages()
-    from rope_lm import benchmark  # JAX, which takes seconds, in the process that stays
+    from rope_lm import benchmark, environment  # JAX, which takes seconds, in the process that stays
 
+    environment.pin()
     entry.cores_as_devices(_config(f"scale={scales[0]}", shape))
     if arguments.encodings in LISTS:
         names = [name for name in LISTS[arguments.encodings] if _fits(name, arguments.attention)]

@@ -38,8 +38,10 @@ def main() -> int:
     speeds = {row["encoding"]: row for row in measured if row["scale"] == "tiny"}
     goldens = json.loads((ROOT / "tests/goldens/index.json").read_text())["goldens"]
     sources = {golden["position"]["name"]: golden["source"] for golden in reversed(goldens.values())}
+    from rope_lm import environment
     from rope_lm.positional import ENCODINGS
 
+    environment.pin()
     print("| " + " | ".join(HEADS) + " |")
     print("|" + "---|" * len(HEADS))
     for name in ENCODINGS:

@@ -7,6 +7,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from matplotlib.figure import Figure
 
+from rope_lm import environment
 from rope_lm.analysis import illustrations
 from rope_lm.positional.rotary import angles, frequencies, rotate, upper_bound, wave
 from rope_lm.refusal import Refusal
@@ -28,6 +29,7 @@ def main() -> int:
     parser = entry.parser("figures", __doc__, EXAMPLES)
     parser.add_argument("--out", type=entry.path, default=ROOT / "docs/figures", help="the folder to draw into")
     out = parser.parse_args().out
+    environment.pin()
     drawn = figures()
     try:
         illustrations.draw(drawn, out)
