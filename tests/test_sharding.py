@@ -92,7 +92,7 @@ def test_every_encoding_is_the_same_on_several_devices(ask, name):
     *(pytest.param("rotary", sizes, marks=pytest.mark.all) for sizes in ((1, 4, 1, 1), MIXED)),
 ])  # fmt: skip
 def test_random_draws_are_the_same_on_every_mesh(ask, name, sizes):
-    """Those of each row's masked tokens, and of each member's random features."""
+    """Masked tokens are drawn for each row, random features for each member."""
     agree(ask, name, sizes, TURNS, {"objective": "masked", "model": smallest(name)})
 
 

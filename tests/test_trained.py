@@ -229,7 +229,7 @@ def test_the_report_draws_what_was_read(runs, tmp_path):
 
 
 def test_weights_are_those_of_attention(runs):
-    """Those of the first layer, written out from the block's own matrices: softmax of q k / sqrt(H)."""
+    """Compared with softmax(q k / sqrt(H)) of the first layer, from the block's own matrices."""
     model = trained.load(runs / "learned").models[0]
     tokens = jnp.arange(LENGTH)[None]
     graph, blocks = nnx.split(model.blocks)

@@ -208,7 +208,7 @@ def test_a_bias_is_computed_once_however_many_pieces(name, primitive):
     ("rotary_features", PERFORMER),
 ])  # fmt: skip
 def test_products_of_float32_numbers_are_in_float32_forward_and_backward(name, attention):
-    """By default a GPU rounds them to TF32, and a TPU to bfloat16."""
+    """A GPU rounds them to TF32 by default, and a TPU to bfloat16."""
     found = program(name, model={"attention": attention})
     step = found.step.lower(found.abstract, rows(0, 0)[None]).as_text()
     products = [line for line in step.splitlines() if "dot_general" in line]
