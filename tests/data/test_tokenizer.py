@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rope_lm.data import files, tokenizer
-from rope_lm.data.documents import Request
+from rope_lm.data.documents import BLOCK, Request
+from rope_lm.data.documents import blocks as in_blocks
 from rope_lm.refusal import Refusal
 from tests.data.conftest import Make
 
@@ -86,22 +87,22 @@ def test_a_cut_between_blocks_cuts_no_token(coders: dict[str, tokenizer.Tokenize
 
 
 def test_the_pieces_of_a_document_change_no_token(coders: dict[str, tokenizer.Tokenizer]) -> None:
-    text = (PROSE.encode() * (3 * tokenizer.BLOCK // len(PROSE) + 1))[: 3 * tokenizer.BLOCK]
+    text = (PROSE.encode() * (3 * BLOCK // len(PROSE) + 1))[: 3 * BLOCK]
     draw = random.Random(0)
     cuts = [0, *sorted(draw.choices(range(len(text)), k=40)), len(text)]
     pieces = [text[start:stop] for start, stop in itertools.pairwise(cuts)]
-    blocks = list(tokenizer.blocks(pieces))
-    assert b"".join(blocks) == text and blocks == list(tokenizer.blocks([text])) and len(blocks) == 4
-    assert max(map(len, blocks)) <= tokenizer.BLOCK
+    blocks = list(in_blocks(pieces))
+    assert b"".join(blocks) == text and blocks == list(in_blocks([text])) and len(blocks) == 4
+    assert max(map(len, blocks)) <= BLOCK
     encoded = np.concatenate([coders["bpe"].encode(block) for block in blocks])
     np.testing.assert_array_equal(encoded, coders["bpe"].encode(text))
 
 
 @pytest.mark.parametrize("unit", [b"x", "é".encode(), "東京".encode(), b"\xff", b"\x80"])
 def test_text_without_a_space_is_cut_between_letters(unit: bytes) -> None:
-    text = b"." + unit * (2 * tokenizer.BLOCK // len(unit))
-    blocks = list(tokenizer.blocks(text[at : at + 777_777] for at in range(0, len(text), 777_777)))
-    assert b"".join(blocks) == text and max(map(len, blocks)) <= tokenizer.BLOCK
+    text = b"." + unit * (2 * BLOCK // len(unit))
+    blocks = list(in_blocks(text[at : at + 777_777] for at in range(0, len(text), 777_777)))
+    assert b"".join(blocks) == text and max(map(len, blocks)) <= BLOCK
     if unit[0] not in (0xFF, 0x80):
         assert all(block.decode() for block in blocks)
 
@@ -152,7 +153,7 @@ def test_training_reads_no_more_than_its_bound(tmp_path: Path, text: Path, monke
 
 def test_a_text_without_spaces_is_trained_on_in_seconds() -> None:
     """Pairs are merged within words, and every merge would pass over a word of 1 MiB."""
-    letters = np.random.default_rng(0).integers(ord("a"), ord("e"), tokenizer.BLOCK, dtype=np.uint8).tobytes()
+    letters = np.random.default_rng(0).integers(ord("a"), ord("e"), BLOCK, dtype=np.uint8).tobytes()
     train = "made = BPE.train([sys.stdin.buffer.read()], 2000); print(made.vocabulary, time.process_time())"
     code = f"import sys, time; from rope_lm.data.tokenizer import BPE; {train}"
     done = subprocess.run([sys.executable, "-c", code], input=letters, cwd=ROOT, capture_output=True)
