@@ -37,8 +37,8 @@ def train(folder: Path, words: str, steps: int, layers: int, cache: str) -> None
 def runs(cache, tmp_path_factory) -> Path:
     """Two short runs on probes, and copies of one that say that they are of another task."""
     folder = tmp_path_factory.mktemp("probes")
-    train(folder / "rotary", "data=probe:copy", 24, 1, cache)
-    train(folder / "learned", "position=learned,data=probe:induction", 24, 1, cache)
+    train(folder / "rotary", "data=probe:copy", 100, 1, cache)
+    train(folder / "learned", "position=learned,data=probe:induction", 100, 1, cache)
     for name, section, value in [("text", "data", "text:lines.txt"), ("masked", "objective", "masked")]:
         shutil.copytree(folder / "rotary", folder / name)
         change(folder / name, "config.json", section, "name", value=value)

@@ -80,7 +80,7 @@ def test_speedups_are_the_ratios_of_the_speeds(shared: Path) -> None:
 def test_the_profile_reaches_from_loose_targets_to_the_final_one(shared: Path) -> None:
     arm = compare(load(shared), "rotary")["learned"]
     profile = arm.contrast.profile
-    targets = [each.target for each in profile]
+    targets = [speedup.target for speedup in profile]
     assert targets == sorted(targets, reverse=True) and targets[-1] == pytest.approx(arm.target)
     assert profile[-1].mean == pytest.approx(arm.speedup.mean)
 
@@ -288,7 +288,7 @@ def test_a_study_has_a_matrix_of_verdicts_in_words(written: tuple[dict[str, Any]
 
 def test_each_claim_stands_beside_its_published_finding(written: tuple[dict[str, Any], Path]) -> None:
     made, out = written
-    assert [(each["verdict"], each["late"]) for each in made["claims"]] == [
+    assert [(claim["verdict"], claim["late"]) for claim in made["claims"]] == [
         ("supported", False),
         ("refuted", False),
         ("refuted", True),
@@ -299,7 +299,7 @@ def test_each_claim_stands_beside_its_published_finding(written: tuple[dict[str,
         text = (out / name).read_text()
         assert text.count("30") >= 3 and text.count("(added after its runs began)") == 1, name
         assert bound + f"{made['claims'][0]['mean']:.2f} [" in text, "half of its seeds are bounds"
-    assert [each["bound"] for each in made["claims"]][:2] == ["lower", ""] and "≥ " in table
+    assert [claim["bound"] for claim in made["claims"]][:2] == ["lower", ""] and "≥ " in table
 
 
 def test_masked_and_causal_losses_never_share_an_axis(written: tuple[dict[str, Any], Path]) -> None:

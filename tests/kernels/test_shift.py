@@ -37,7 +37,7 @@ def test_shifting_finds_the_value_of_each_distance_and_its_gradient(causal, quer
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("distances", [range(3, -1, -1), range(3, -4, -1), range(20, 1, -1)])
 def test_products_by_distance_are_those_of_pairs(distances, causal, queries, keys, start):
-    """Of all keys that a query sees. Distances beyond either end share a vector."""
+    """Compare all keys that a query sees. Distances beyond either end share a vector."""
     known, seen = visible(queries, keys, start, causal)
     unknown = View(*(Positions(at.index, at.segment) for at in (known.q, known.k)), causal)
     q = jax.random.normal(jax.random.key(0), (2, queries, 2, 4))
