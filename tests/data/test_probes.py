@@ -1,4 +1,4 @@
-"""Probes: every answer follows from what stands before it, at the distance that is said, in rows that hang on nothing
+"""Probes: every answer follows from what stands before it, at the distance that is said, in rows that depend on nothing
 but their number."""
 
 import hashlib
