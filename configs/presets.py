@@ -32,6 +32,7 @@ POSITIONS: dict[str, dict[str, Any]] = {
     "shaw": {"max_distance": 64, "scale": 0.02},
     "transformer_xl": {"base": 10_000.0, "scale": 0.02},
     "cope": {"positions": 64, "scale": 0.0},
+    "forgetting": {"gate_bias": 5.0},
 }
 FOR_FEATURES = ("rotary_features",)  # act on the features of attention=performer only
 

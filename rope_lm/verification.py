@@ -151,11 +151,8 @@ def _batches(config: Mapping, manifest: Mapping) -> Iterator[Finding]:
 
 
 def _versions(manifest: Mapping) -> Iterator[Finding]:
-    here = provenance([], {})
-    for key, was, now in run_directory.differences(manifest["versions"], here["versions"]):
-        yield Finding(False, f"{key} was {was}, here it is {now}: do not expect the same bits")
-    if manifest["python"] != here["python"]:
-        yield Finding(False, f"Python was {manifest['python']}, here it is {here['python']}")
-    if manifest["commit"] != here["commit"] or manifest["diff"] != here["diff"]:
-        was, now = (f"{code['commit'][:12]}{' with changes' if code['diff'] else ''}" for code in (manifest, here))
-        yield Finding(False, f"the code was {was or 'unknown'}, here it is {now or 'unknown'}")
+    keys = ("versions", "python", "commit", "diff")
+    recorded, present = ({key: origin[key] for key in keys} for origin in (manifest, provenance([], {})))
+    for key, was, now in run_directory.differences(recorded, present):
+        name = key.removeprefix("versions.")
+        yield Finding(False, f"{name} was {was}, here it is {now}: do not expect the same bits")

@@ -1,4 +1,4 @@
-"""Give a trained run to Hugging Face transformers: a config.json and a model.safetensors that it reads."""
+"""Export a trained run to Hugging Face transformers, as config.json and model.safetensors."""
 
 from pathlib import Path
 
@@ -10,28 +10,28 @@ EXAMPLES = """examples:
   python -m scripts.convert --workdir=runs/a --out=models/a
   python -m scripts.convert --workdir=runs/a --member=2 --out=models/a2
 
-Then transformers.AutoModelForCausalLM.from_pretrained("models/a") gives the same logits. What has a layout there, and
-as which model:
+Then transformers.AutoModelForCausalLM.from_pretrained("models/a") gives the same logits. The models that can be
+exported, and their architectures:
 
-  block   position                                                  as
+  block   position                                                  architecture
   llama   rotary, rotary_linear, rotary_dynamic, yarn, llama3       LlamaForCausalLM
-  neox    those, and rotary_partial                                 GPTNeoXForCausalLM
-  gpt2    learned; or those of neox                                 GPT2LMHeadModel; GPTNeoXForCausalLM
+  neox    the same, and rotary_partial                              GPTNeoXForCausalLM
+  gpt2    learned; or one of neox                                   GPT2LMHeadModel; GPTNeoXForCausalLM
   bert    rotary, objective=masked                                  RoFormerForMaskedLM
 
-Everything else is refused with the reason. `rope_lm.interop.load` reads such a folder, whoever wrote it.
+Any other is refused with the reason. `rope_lm.interop.load` reads such a folder, also one written by transformers.
 exit status: 0, or 2 for a mistake in the command."""
 
 
 def main() -> int:
     parser = entry.parser("convert", __doc__, EXAMPLES)
     parser.add_argument("--workdir", type=Path, required=True, help="the folder of a run")
-    parser.add_argument("--member", type=int, default=0, help="which of the run's members (0)")
-    parser.add_argument("--out", type=Path, required=True, help="the folder to write, which must hold no model yet")
+    parser.add_argument("--member", type=int, default=0, help="the member to export (0)")
+    parser.add_argument("--out", type=Path, required=True, help="the folder to write; must not hold a model yet")
     arguments = parser.parse_args()
     if arguments.out.resolve().is_relative_to(arguments.workdir.resolve()):
         raise Refusal(
-            f"--out={str(arguments.out)!r} lies in the run's own folder, where it would be read as a run: "
+            f"--out={str(arguments.out)!r} is inside the run's own folder, where it would be read as a run: "
             "choose another place"
         )
     from rope_lm import interop, trained
@@ -39,10 +39,9 @@ def main() -> int:
     run = trained.load(arguments.workdir)
     if not 0 <= arguments.member < len(run.models):
         raise Refusal(f"--member={arguments.member}: the run has {len(run.models)} members, counted from 0")
-    made = run.models[arguments.member]
     model = interop.Model(
         section=run.config["model"],
-        params=interop.params(made),
+        params=interop.params(run.models[arguments.member]),
         vocabulary=run.objective.vocabulary,
         causal=run.objective.causal,
         length=run.config["data"]["length"],

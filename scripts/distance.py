@@ -1,4 +1,4 @@
-"""How far trained runs look: attention mass and mean attended distance of each layer and head, on validation text."""
+"""Measure how far trained runs look: attention by distance, per layer and head, on validation text."""
 
 from pathlib import Path
 
@@ -13,15 +13,15 @@ EXAMPLES = """examples:
   python -m scripts.distance runs/quick
   python -m scripts.distance runs/replication/masked-softmax --rows=64
 
-Writes distance.json into each run's folder, for the report. Queries are those of the second half of the rows, so that
-each could look back at least half of the trained length.
+Writes distance.json to each run's folder, for the report. Only queries in the second half of the rows count, so that
+each can look back at least half of the trained length.
 exit status: 0, or 2 for a mistake in the command."""
 
 
 def main() -> int:
     parser = entry.parser("distance", __doc__, EXAMPLES)
     parser.add_argument("runs", nargs="+", type=Path, help="the --workdir of a run or of a sweep")
-    parser.add_argument("--rows", type=int, default=32, help="rows of validation text (32)")
+    parser.add_argument("--rows", type=int, default=32, help="number of rows of validation text (32)")
     arguments = parser.parse_args()
     if arguments.rows < 1:
         raise Refusal(f"--rows={arguments.rows}: must be at least 1")

@@ -1,8 +1,10 @@
-"""Let a trained run write: text after a prompt, as it is drawn."""
+"""Generate text with a trained run, printed as it is drawn."""
 
 import codecs
 import os
 from pathlib import Path
+
+import numpy as np
 
 from rope_lm.refusal import Refusal
 from scripts import entry
@@ -11,20 +13,22 @@ EXAMPLES = """examples:
   python -m scripts.generate --workdir=runs/a --prompt="def main(" --tokens=200
   python -m scripts.generate --workdir=runs/quick/rotary --member=2 --temperature=0 --prompt="import "
 
-The run may be training still: its newest whole checkpoint is read. It ends where the model ends its document, or after
---tokens. Beyond the trained length an encoding may know nothing; learned positions refuse.
+The run may still be training: its newest complete checkpoint is read. The text ends where the model ends its document,
+or after --tokens. Beyond the trained length the text may be poor, and learned positions are refused.
 exit status: 0, or 2 for a mistake in the command."""
 
 
 def main() -> int:
     parser = entry.parser("generate", __doc__, EXAMPLES)
     parser.add_argument("--workdir", type=Path, required=True, help="the folder of a run")
-    parser.add_argument("--prompt", default="", help="the text to go on from (a new document)")
-    parser.add_argument("--tokens", type=int, default=200, help="at most so many (200)")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 is the likeliest token each time (0.8)")
-    parser.add_argument("--top_p", type=float, default=0.95, help="probability of the tokens to draw from (0.95)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, another text (0)")
-    parser.add_argument("--member", type=int, default=0, help="which of the run's members writes (0)")
+    parser.add_argument("--prompt", default="", help="the text to continue (a new document)")
+    parser.add_argument("--tokens", type=int, default=200, help="the most tokens to generate (200)")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 always takes the likeliest token (0.8)")
+    parser.add_argument(
+        "--top_p", type=float, default=0.95, help="total probability of the likeliest tokens to draw from (0.95)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the random draws (0)")
+    parser.add_argument("--member", type=int, default=0, help="the member to generate with (0)")
     arguments = parser.parse_args()
     from rope_lm import trained
     from rope_lm.generate import generate
@@ -36,12 +40,12 @@ def main() -> int:
     drawn = generate(
         run.models[arguments.member], prompt, arguments.tokens, arguments.temperature, arguments.top_p, arguments.seed
     )
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a token may be a part of a letter
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a token may be part of a character
     print(os.fsencode(arguments.prompt).decode("utf-8", "replace"), end="", flush=True)
     for token in drawn:
         if token == run.coder.separator:
             break
-        print(decoder.decode(run.coder.decode([token])), end="", flush=True)
+        print(decoder.decode(run.coder.decode(np.array([token]))), end="", flush=True)
     print(decoder.decode(b"", final=True))
     return 0
 

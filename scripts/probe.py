@@ -1,5 +1,6 @@
-"""How often runs that were trained on a probe answer it, by the distance to where the answer stands."""
+"""Measure how often runs trained on a probe answer it, by distance."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -12,19 +13,20 @@ EXAMPLES = """examples:
   python -m scripts.train --workdir=runs/a --config=configs/lm.py:data=probe:induction
   python -m scripts.probe runs/a
   python -m scripts.sweep --workdir=runs/probes --config=configs/ablation.py:probes[,data=probe:copy]
-  python -m scripts.probe runs/probes --multiples=1,2       every run, in rows of the trained length and of twice it
+  python -m scripts.probe runs/probes --multiples=1,2       every run, in rows of the trained length and twice that
 
-The probes: copy and reverse (a random string, then it again, or backwards), induction (what followed a letter before
-follows it again) and passkey (a number somewhere in filler, asked for at the end). The rows are ones that the run has
-not seen. What is found, for every member, is written into probe.json of each run.
+The probes: copy and reverse (a random string, then the same again, or backwards), induction (the letter that followed a
+capital follows it again) and passkey (a number hidden in filler, asked for at the end). The distance is that from an
+answer to the token that it repeats. The rows are new to the run. The results of every member are written to probe.json
+in each run's folder.
 exit status: 0, or 2 for a mistake in the command."""
 
 
 def main() -> int:
     parser = entry.parser("probe", __doc__, EXAMPLES)
     parser.add_argument("runs", nargs="+", type=Path, help="the --workdir of a run or of a sweep")
-    parser.add_argument("--multiples", default="1", help="of the trained length, with commas (1)")
-    parser.add_argument("--rows", type=int, default=256, help="rows to answer (256)")
+    parser.add_argument("--multiples", default="1", help="lengths of rows, in trained lengths, with commas (1)")
+    parser.add_argument("--rows", type=int, default=256, help="number of rows (256)")
     arguments = parser.parse_args()
     multiples = entry.multiples(arguments.multiples)
     if arguments.rows < 1:
@@ -34,7 +36,7 @@ def main() -> int:
     console = Console()
     for workdir in entry.workdirs(arguments.runs):
         probing.check(workdir)
-        trained.load(workdir).finite()  # what is wrong with the run itself is no finding
+        trained.load(workdir).finite()  # an error of the run itself is not a result
         found, refused = [], []
         for multiple in multiples:
             try:
@@ -49,21 +51,21 @@ def main() -> int:
 
 
 def _table(workdir: Path, found: list[dict], refused: list[dict]) -> Table:
-    table = Table("row, tokens", "distance", "answers", "right", "of each member", title=str(workdir))
-    for made in found:
-        every = list(zip(*made["accuracy"], strict=True))
-        for (low, high), answers, right in zip(made["distances"], made["answers"], every, strict=True):
-            table.add_row(str(made["length"]), f"{low} to {high}", f"{answers:,}", *_shares(right))
-        guess = f"any (guessing: {made['guessing']:.0%})"
-        table.add_row(str(made["length"]), guess, f"{sum(made['answers']):,}", *_shares(made["overall"]))
+    table = Table("row, tokens", "distance", "answers", "right", "per member", title=str(workdir))
+    for result in found:
+        members = list(zip(*result["accuracy"], strict=True))
+        for (low, high), answers, right in zip(result["distances"], result["answers"], members, strict=True):
+            table.add_row(str(result["length"]), f"{low} to {high}", f"{answers:,}", *_shares(right))
+        guess = f"any (guessing: {result['guessing']:.0%})"
+        table.add_row(str(result["length"]), guess, f"{sum(result['answers']):,}", *_shares(result["overall"]))
         table.add_section()
     for row in refused:
         table.add_row(f"{row['multiple']} x", "refused", "", "", row["why"])
     return table
 
 
-def _shares(right: list[float]) -> tuple[str, str]:
-    return f"{sum(right) / len(right):.1%}", " ".join(f"{each:.1%}" for each in right)
+def _shares(right: Sequence[float]) -> tuple[str, str]:
+    return f"{sum(right) / len(right):.1%}", " ".join(f"{share:.1%}" for share in right)
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def _tables(findings: Findings) -> list[table.Table]:
         cells = [tables.cells(comparison, arm) for arm in comparison]
         rows = [[row[key] for key in keys] for row in cells]
         shown.append(_rich(comparison.sweep.title, tables.Table(heads, rows)))
-    shown += [_rich(each.sweep.title, tables.tuning(each.tunings)) for each in findings.sections if each.tunings]
+    shown += [_rich(part.sweep.title, tables.tuning(part.tunings)) for part in findings.sections if part.tunings]
     return shown + [_rich("claims", tables.claims(findings.claims))] * bool(findings.claims)
 
 

@@ -68,8 +68,8 @@ MUTATIONS = {
     "order": Mutation(
         "members that share one data order",
         "rope_lm/data/__init__.py",
-        "[self._order(seed) for seed in seeds]",
-        "[self._order(seeds[0]) for seed in seeds]",
+        "batches.ensemble(self.train, self.batch, seeds, start, stop)",
+        "batches.ensemble(self.train, self.batch, [seeds[0]] * len(seeds), start, stop)",
         "tests/data/test_batches.py tests/test_loop.py",
     ),
     "moment": Mutation(

@@ -40,7 +40,7 @@ def config(
     """The sections of a run's config that its program depends on."""
     return {
         "steps": 100,
-        "model": {**section(name, head_size=None, position=position(name, length)), **(model or {})},
+        "model": {**section(name, position=position(name, length)), **(model or {})},
         "optimizer": {**OPTIMIZER, **(optimizer or {})},
         "objective": {"name": objective, **OBJECTIVES[objective]},
         "data": {"batch": batch, "length": length},

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from rope_lm import migrate
 from rope_lm.analysis import documents
 from rope_lm.refusal import Refusal
 from scripts import tables
@@ -15,15 +16,16 @@ from scripts import tables
 ROOT = Path(__file__).parents[1]
 PAGES = documents.pages(ROOT)
 page = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+OURS = ("python -m scripts.", "python -m tests.")
 NUMBER = re.compile(r"-?\d+\.?\d*(?:e-?\d+)?")
 
 
 def commands(text: str) -> list[list[str]]:
-    """The words after `python -m scripts.` of every command on a page, in code blocks and in sentences."""
+    """The module and the arguments of every command on a page, in code blocks and in sentences."""
     blocks = re.findall(r"^```\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     lines = [line for block in blocks for line in block.replace("\\\n", "").splitlines()]
     lines += [" ".join(words.split()) for words in re.findall(r"(?<!`)`([^`]+)`(?!`)", text)]
-    return [shlex.split(line, comments=True)[2:] for line in lines if line.startswith("python -m scripts.")]
+    return [shlex.split(line, comments=True)[2:] for line in lines if line.startswith(OURS)]
 
 
 @page
@@ -58,24 +60,22 @@ def test_an_unknown_table_and_a_missing_archive_are_refused(tmp_path):
         documents.fill("<!-- table: quick -->\n<!-- end -->", tmp_path)
 
 
-def test_keys_of_older_and_of_newer_archives_are_read():
-    old = {"arm": "a/b", "rate": 0.1, "speedup_of_rotary": {"mean": 1.0}}
-    new = {"arm": "a/b", "learning_rate": 0.1, "speedup": {"mean": 1.0}, "treatment": "rotary"}
-    for arm in (old, new):
-        assert documents.MORE["learning rate"](arm) == "0.1"
-        assert documents.speedup(arm) == {"mean": 1.0}
+def test_archives_with_older_and_with_newer_keys_give_the_same_table(tmp_path):
+    old = (ROOT / "results" / "quick" / "summary.json").read_text()
+    new = old.replace('"rate":', '"learning_rate":').replace('"rates":', '"learning_rates":')
+    (tmp_path / "quick").mkdir()
+    (tmp_path / "quick" / "summary.json").write_text(new.replace('"speedup_of_rotary":', '"speedup":'))
+    for name in ("quick", "quick_brief"):
+        assert documents.TABLES[name](tmp_path) == documents.TABLES[name](ROOT / "results")
+    assert documents.rates(tmp_path, archive="quick") == documents.rates(ROOT / "results", archive="quick")
 
 
 def test_the_archive_of_shift_invariance_says_what_the_laws_prove():
-    from rope_lm.positional import ENCODINGS
     from tests.positional.test_laws import CLAIMS
 
     archived = documents.read(ROOT / "results" / "encodings" / "shift_invariant.json")
-    assert list(archived.items()) == [(name, CLAIMS[name]["shift_invariant"]) for name in ENCODINGS]
-
-
-def test_the_readme_fits_a_tired_reader():
-    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+    assert archived == {name: CLAIMS[name].shift_invariant for name in archived}
+    assert len(archived) >= 25, "every encoding that the table shows"
 
 
 @page
@@ -117,10 +117,21 @@ def reachable(config: str, key: str) -> bool:
     return True
 
 
+def test_the_renamed_keys_are_those_that_are_migrated():
+    text = (ROOT / "docs" / "method.md").read_text().split("## Renamed config keys")[1]
+    assert dict(re.findall(r"^\| `([\w.]+)` \| `([\w.]+)` \|$", text, re.MULTILINE)) == migrate.CONFIG
+    added = {f"{section}.{key}" for section, keys in migrate.ADDED.items() for key in keys}
+    assert set(re.findall(r"`([\w.]+)` \(`", text)) == added
+
+
 @page
 def test_every_test_that_a_page_names_exists(page):
-    for path, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page.read_text()):
+    text = page.read_text()
+    for path, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text):
         assert f"\ndef {name}(" in (ROOT / path).read_text(), f"{path}::{name}"
+    for path, name in re.findall(r"scripts/test\.sh (tests/[\w/.]+)(?: -k (\w+))?", text):
+        assert (ROOT / path).exists(), path
+        assert not name or name in (ROOT / path).read_text(), f"{path} -k {name}"
 
 
 def test_every_claim_of_the_page_on_rotary_names_a_listed_test():

@@ -532,7 +532,7 @@ def test_15_another_version_is_a_warning_and_a_segment(runs, whole, stopped):
     manifest["segments"][0]["versions"]["jax"] = manifest["versions"]["jax"] = "0.0.1"
     (stopped / "manifest.json").write_text(json.dumps(manifest))
     assert [finding.text for finding in verify(stopped) if finding.text.startswith("jax was 0.0.1, here it is ")]
-    assert "versions changed from" in runs.run(stopped)
+    assert "versions.jax changed from 0.0.1 to " in runs.run(stopped)
     versions = [segment["versions"]["jax"] for segment in read(stopped, "manifest")["segments"]]
     assert versions == ["0.0.1", jax.__version__]
     assert_same(whole, stopped)

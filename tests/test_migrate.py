@@ -7,6 +7,7 @@ import pytest
 
 from configs import resolved
 from rope_lm import loop, migrate, run_directory, trained
+from rope_lm.analysis import load_all
 from rope_lm.generate import generate
 from rope_lm.verification import verify
 from scripts import entry
@@ -40,7 +41,7 @@ def test_names_in_the_history_of_a_manifest_are_todays():
     assert manifest["overrides"] == {"data.validation_rows": 4}
 
 
-def test_an_old_run_goes_on_verifies_and_generates(old, capfd):
+def test_an_old_run_goes_on_and_is_verified_analysed_and_used(old, capfd):
     assert not [finding for finding in verify(old) if finding.wrong]
     config = entry.plain(resolved.get_config(str(old / "config.json")))
     assert loop.train(config, old, {})["step"] == 6, "it is finished"
@@ -52,6 +53,8 @@ def test_an_old_run_goes_on_verifies_and_generates(old, capfd):
         "learning_rate" in row for row in run_directory.read_rows(old / "metrics.jsonl") if row["split"] == "train"
     )
     assert not [finding for finding in verify(old) if finding.wrong]
+    (sweep,) = load_all(old)
+    assert [curve.steps.tolist() for curve in sweep.runs[0].curves] == [[0, 3, 6, 8]] * 2
     run = trained.load(old)
     assert run.step == 8 and run.seeds == (0, 1)
     assert len(list(generate(run.models[1], [1, 2], count=3, temperature=0.0, top_p=1.0, seed=0))) == 3

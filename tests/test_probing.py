@@ -19,7 +19,7 @@ from rope_lm.refusal import Refusal
 from rope_lm.transformer import Transformer
 from scripts import entry
 from tests.commands import fork
-from tests.test_trained import change, inside
+from tests.test_trained import change, run
 
 LENGTH = 16
 
@@ -37,8 +37,8 @@ def train(folder: Path, words: str, steps: int, layers: int, cache: str) -> None
 def runs(cache, tmp_path_factory) -> Path:
     """Two short runs on probes, and copies of one that say that they are of another task."""
     folder = tmp_path_factory.mktemp("probes")
-    train(folder / "rotary", "data=probe:copy", 4, 1, cache)
-    train(folder / "learned", "position=learned,data=probe:induction", 4, 1, cache)
+    train(folder / "rotary", "data=probe:copy", 100, 1, cache)
+    train(folder / "learned", "position=learned,data=probe:induction", 100, 1, cache)
     for name, section, value in [("text", "data", "text:lines.txt"), ("masked", "objective", "masked")]:
         shutil.copytree(folder / "rotary", folder / name)
         change(folder / name, "config.json", section, "name", value=value)
@@ -101,6 +101,6 @@ def test_the_command_writes_what_it_prints(runs):
     (["R/rotary", "--rows=99999"], "--rows=99999: must be from 1 to 16,384"),
     (["R/rotary", "--multiples=1,a"], "--multiples=1,a: must be whole numbers"),
 ])  # fmt: skip
-def test_a_mistake_is_refused(runs, words, says, monkeypatch, capsys):
+def test_a_mistake_is_refused(runs, words, says, monkeypatch):
     with pytest.raises(Refusal, match=says):
-        inside(["scripts.probe", *(word.replace("R", str(runs), 1) for word in words)], monkeypatch, capsys)
+        run(["scripts.probe", *(word.replace("R", str(runs), 1) for word in words)], monkeypatch)

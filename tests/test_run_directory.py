@@ -86,7 +86,7 @@ def test_going_on_appends_a_segment_and_goes_on_counting_seconds(tmp_path, capfd
         run.begin(1, {})
         assert run.seconds == pytest.approx(0.1), "the row of step 2 is to be done again"
         run.write([row(2)])
-    assert "versions changed from" in capfd.readouterr().err
+    assert "versions.jax changed from " in capfd.readouterr().err
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert [segment["step"] for segment in manifest["segments"]] == [0, 1] and manifest["compile_seconds"] == 1.5
     events = EventAccumulator(str(tmp_path / "tensorboard" / "member_0")).Reload()

@@ -18,6 +18,7 @@ import pytest
 from configs.presets import BLOCKS
 from rope_lm import positional, sharding
 from rope_lm.refusal import Refusal
+from tests import models
 
 Ask = Callable[..., Any]
 ALONE, MIXED = (1, 1, 1, 1), (1, 2, 2, 2)
@@ -26,7 +27,7 @@ MESHES = [(2, 1, 1, 1), (1, 8, 1, 1), (1, 1, 8, 1), (1, 1, 1, 4), (2, 4, 1, 1), 
 BY_DEFAULT = [(2, 4, 1, 1), (2, 1, 2, 2)]
 VMAP, TURNS = {"members_in_turn": False}, {"members_in_turn": True}  # as accelerators do it, and as a CPU does
 ONE_LAYER = {"layers": 1}
-PERFORMER = {"attention": {"name": "performer", "features": 16, "redraw": 3, "block": 8}, **ONE_LAYER}
+PERFORMER = {"attention": {**models.PERFORMER, "redraw": 3}, **ONE_LAYER}  # drawn again within a test
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,11 @@ from rope_lm.refusal import Refusal
 from rope_lm.training import Documents
 from rope_lm.transformer import PLAIN
 from scripts import entry
+from tests import models
 from tests.models import VOCABULARY
 from tests.programs import BATCH, LEARNING_RATE, LENGTH, by_path, config, program, rows, start, train
 
-PERFORMER = {"name": "performer", "features": 16, "redraw": 3, "block": 8}
+PERFORMER = {**models.PERFORMER, "redraw": 3}  # drawn again within a test
 
 
 @cache

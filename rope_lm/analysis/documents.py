@@ -12,12 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rope_lm import migrate
+from rope_lm.analysis.tables import BOUNDS
 from rope_lm.refusal import Refusal, unknown
 
 Tree = Mapping[str, Any]
 
 REGION = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
-BOUNDS = {"": "", "lower": "≥ ", "upper": "≤ ", "unknown": "? "}
 CELLS = ("causal-softmax", "masked-softmax", "causal-performer", "masked-performer")  # settings of `replication`
 LATE = " (added after its runs began)"
 
@@ -50,6 +51,11 @@ def read(path: Path) -> Tree:
         raise Refusal(f"{str(path)!r} cannot be read ({error}): give a folder with the archives of results/") from error
 
 
+def summary(archive: Path) -> Tree:
+    """Return the summary of an archive, of whatever version, under today's keys."""
+    return migrate.summary(read(archive / "summary.json"))
+
+
 def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a Markdown table."""
     lines = ["| " + " | ".join(cells) + " |" for cells in (heads, *rows)]
@@ -68,11 +74,6 @@ def ordered(arms: Iterable[Tree], settings: Sequence[str]) -> list[Tree]:
     return sorted((arm for arm in arms if arm["setting"] in settings), key=lambda arm: settings.index(arm["setting"]))
 
 
-def speedup(arm: Tree) -> Tree | None:
-    """Return the treatment's speed-up over an arm, or None for the treatment itself."""
-    return arm.get("speedup", arm.get("speedup_of_rotary"))
-
-
 def name(arm: Tree) -> str:
     """Return the name of an arm within its setting."""
     return arm["arm"].rpartition("/")[2]
@@ -83,8 +84,8 @@ def comparison(results: Path, *, archive: str, settings: Sequence[str] = ("",), 
     several = len(settings) > 1
     heads = ["encoding", "final nats/token [95%]", *more, "speed-up of rotary over it [95%]", "rotary faster?"]
     rows = []
-    for arm in ordered(read(results / archive / "summary.json")["arms"], settings):
-        over = speedup(arm)
+    for arm in ordered(summary(results / archive)["arms"], settings):
+        over = arm["speedup"]
         verdict = [estimate(over, 2), over["verdict"]] if over else ["", ""]
         cells = [name(arm), estimate(arm["final_nats"], 3), *(MORE[column](arm) for column in more), *verdict]
         rows.append([arm["setting"]] * several + cells)
@@ -94,15 +95,14 @@ def comparison(results: Path, *, archive: str, settings: Sequence[str] = ("",), 
 MORE: dict[str, Callable[[Tree], str]] = {
     "bits/byte": lambda arm: f"{arm['bits_per_byte']:.3f}",
     "tokens/s": lambda arm: f"{arm['tokens_per_second']:,.0f}",
-    "learning rate": lambda arm: f"{arm.get('learning_rate', arm.get('rate')):g}",
-    "own parameters": lambda arm: f"{arm['parameters_position']:,}",
+    "learning rate": lambda arm: f"{arm['learning_rate']:g}",
 }
 
 
 def claims(results: Path, *, archive: str) -> str:
     """Tabulate the claims that an archive gives verdicts on."""
     rows = []
-    for found in read(results / archive / "summary.json")["claims"]:
+    for found in summary(results / archive)["claims"]:
         claim, nats = found["claim"], " nats" * (found["claim"]["outcome"] == "final")
         rows.append(
             [
@@ -119,22 +119,21 @@ def claims(results: Path, *, archive: str) -> str:
 
 def rates(results: Path, *, archive: str) -> str:
     """Tabulate the final loss at each learning rate of a grid; an arm's best rate is bold."""
-    found = read(results / archive / "summary.json")["tuning"]
-    grid = sorted({rate for tuning in found for rate in tuning["rates"]})
-    several = len({tuning.get("setting", "") for tuning in found}) > 1  # the oldest archive has no settings
+    found = summary(results / archive)["tuning"]
+    grid = sorted({rate for tuning in found for rate in tuning["learning_rates"]})
+    several = len({tuning["setting"] for tuning in found}) > 1
     rows = []
     for tuning in found:
-        finals = dict(zip(tuning["rates"], tuning["final_nats"], strict=True))
+        finals = dict(zip(tuning["learning_rates"], tuning["final_nats"], strict=True))
         shown = {rate: "diverged" if nats is None else f"{nats:.3f}" for rate, nats in finals.items()}
         shown[tuning["best"]] = f"**{shown[tuning['best']]}**"
-        setting = [tuning["setting"]] if several else []
-        rows.append([*setting, tuning["arm"], *(shown.get(rate, "") for rate in grid)])
+        rows.append([tuning["setting"]] * several + [tuning["arm"], *(shown.get(rate, "") for rate in grid)])
     return markdown(["setting"] * several + ["encoding", *(f"{rate:g}" for rate in grid)], rows)
 
 
 def longer(results: Path, *, archive: str, length: int, scaling: str) -> str:
     """Tabulate the loss in text longer than the trained `length`, for arms as trained and rotary under a `scaling`."""
-    arms = [arm for arm in read(results / archive / "summary.json")["arms"] if arm["beyond"]]
+    arms = [arm for arm in summary(results / archive)["arms"] if arm["beyond"]]
     multiples = sorted({row["multiple"] for arm in arms for row in arm["beyond"]})
     rows = []
     for arm in arms:
@@ -149,7 +148,7 @@ def longer(results: Path, *, archive: str, length: int, scaling: str) -> str:
 def encodings(results: Path) -> str:
     """Tabulate every encoding: its independent reference, its cost, its loss, its loss in longer text."""
     folder = results / "encodings"
-    arms = {arm["encoding"]: arm for arm in read(folder / "summary.json")["arms"]}
+    arms = {arm["encoding"]: arm for arm in summary(folder)["arms"]}
     costs = {row["encoding"]: row.get("overhead") for row in read(folder / "benchmark.json")["rows"]}
     goldens = read(results.parent / "tests" / "goldens" / "index.json")["goldens"]
     sources = {golden["position"]["name"]: golden["source"] for golden in reversed(list(goldens.values()))}

@@ -27,7 +27,9 @@ def warnings(sweeps: Sequence[Sweep]) -> list[str]:
     """Return all warnings: within each setting, between the settings of a sweep, and between sweeps."""
     found = [text for sweep in sweeps for setting in sweep.settings for text in unfair(setting)]
     for sweep in sweeps:
-        found += _between(f"The settings of {sweep.name}", {each.setting: each.runs for each in sweep.settings})
+        found += _between(
+            f"The settings of {sweep.name}", {setting.setting: setting.runs for setting in sweep.settings}
+        )
     found += _reused_seeds(sweeps) + _between("The sweeps", {sweep.name: sweep.runs for sweep in sweeps})
     return found + _tuned_otherwise(sweeps)
 
@@ -117,7 +119,7 @@ def _tuned_otherwise(sweeps: Sequence[Sweep]) -> list[str]:
         if missing:
             found.append(f"Arms of {sweep.name} are on no grid given here: {', '.join(missing)}.")
         for grid in (grid for grid in grids if grid.runs and sweep.runs):
-            configs = {each.name: flat(each.runs[0].config) for each in (sweep, grid)}
+            configs = {name: flat(runs[0].config) for name, runs in ((sweep.name, sweep.runs), (grid.name, grid.runs))}
             facts = {key: {name: str(config.get(key)) for name, config in configs.items()} for key in TUNED_FOR}
             found += _differences(f"{sweep.name} and the grid of its learning rates", facts)
     return found
@@ -141,6 +143,7 @@ def _facts(runs: Sequence[Run]) -> dict[str, dict[str, str]]:
         values = flat(run.config) | flat({key: run.manifest[key] or "none" for key in keys})
         if run.manifest.get("data"):
             values |= flat({"fingerprint": run.manifest["data"]["fingerprint"]})
+        values.pop("execution.kernel", None)  # the same as `kernel`
         for key, value in values.items():
             if not key.startswith("model.position") and key not in ("optimizer.learning_rate", "data.cache"):
                 facts.setdefault(key, {})[run.arm] = str(value)

@@ -143,7 +143,7 @@ def loss_curves(axes: Axes, arms: Comparison) -> None:
     axes.set(xscale="log", xlabel="steps", ylabel=f"{run.objective} validation loss, {arms.unit}")
     tokens = run.tokens_per_step
     top = axes.secondary_xaxis("top", functions=(partial(np.multiply, tokens), partial(np.multiply, 1 / tokens)))
-    top.set_xlabel("tokens")
+    top.set(xlabel="tokens")
     for axis in (axes.xaxis, top.xaxis):
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter(EngFormatter(sep=""))
@@ -166,8 +166,8 @@ def speedups(axes: Axes, arms: Comparison) -> None:
         _whisker(axes, row, contrast.steps, style(arm.name, names))
     axes.axvline(1, color=GREY, linewidth=1)
     axes.set_yticks(range(len(arms.tested)), [f"over {arm.name}" for arm, _ in arms.tested])
-    axes.set(ylim=(-0.5, len(arms.tested) - 0.2), xscale="log")
-    axes.set_xlabel(f"speed-up of {arms.treatment} (1: as fast), log scale")
+    words = f"speed-up of {arms.treatment} (1: as fast), log scale"
+    axes.set(ylim=(-0.5, len(arms.tested) - 0.2), xscale="log", xlabel=words)
     low, high = axes.get_xlim()
     axes.set_xlim(min(low, 0.9), max(high, 1.12) ** 1.6)  # room for the words
     _speedup_ticks(axes.xaxis)
@@ -256,17 +256,17 @@ def grid(axes: Axes, tunings: Sequence[Tuning]) -> None:
 
 
 @drawn((7.2, 3.8))
-def by_rate(axes: Axes, found: Sequence[Sensitivity], treatment: str) -> None:
+def by_rate(axes: Axes, sensitivities: Sequence[Sensitivity], treatment: str) -> None:
     """Draw the treatment's speed-up at each shared learning rate and, on the right, with each arm at its own best."""
-    names = [treatment, *(each.baseline for each in found)]
-    rates = sorted({rate for each in found for rate in each.learning_rates})
-    for each in found:
-        look = style(each.baseline, names)
-        at = [(rates.index(rate), s.mean) for rate, s in zip(each.learning_rates, each.shared, strict=True) if s]
+    names = [treatment, *(row.baseline for row in sensitivities)]
+    rates = sorted({rate for row in sensitivities for rate in row.learning_rates})
+    for row in sensitivities:
+        look = style(row.baseline, names)
+        at = [(rates.index(rate), s.mean) for rate, s in zip(row.learning_rates, row.shared, strict=True) if s]
         if at:
-            axes.plot(*zip(*at, strict=True), label=f"over {each.baseline}", **look)
-        if each.tuned:
-            axes.plot(len(rates), each.tuned.mean, marker=look["marker"], color=look["color"], markersize=9)
+            axes.plot(*zip(*at, strict=True), label=f"over {row.baseline}", **look)
+        if row.tuned:
+            axes.plot(len(rates), row.tuned.mean, marker=look["marker"], color=look["color"], markersize=9)
     axes.axvline(len(rates) - 0.5, color=GREY, linewidth=1, linestyle=":")
     axes.set_xticks(range(len(rates) + 1), [*(f"{rate:g}" for rate in rates), "each its\nown best"])
     axes.set_xlabel("peak learning rate of both arms")
@@ -393,8 +393,7 @@ def decay(
     for name, values in added.items():
         below.plot(distances + 1, values.mean(0), label=name, **style(name, names) | {"marker": ""})
     above.set(ylabel="share of the score that is kept")
-    below.set(xscale="log", xlabel="distance in tokens, plus one", ylabel="added to the logit")
-    below.set_yscale("symlog")
+    below.set(xscale="log", xlabel="distance in tokens, plus one", yscale="symlog", ylabel="added to the logit")
     below.set_ylim(top=1)
     for part in (above, below):
         part.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8)

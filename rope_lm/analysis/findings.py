@@ -91,20 +91,21 @@ class Findings:
     @cached_property
     def matrix(self) -> list[Comparison]:
         """A row for each setting, and for each treatment that a claim names in it."""
-        rows = []
-        for comparison in self.comparisons:
-            named = [claim["treatment"] for claim in comparison.sweep.claims.values()]
-            present = {arm.name for arm in comparison}
-            for treatment in (name for name in dict.fromkeys([self.treatment, *named]) if name in present):
-                same = treatment == comparison.treatment
-                rows.append(comparison if same else compare(comparison.sweep, treatment))
+        rows = [
+            comparison if treatment == comparison.treatment else compare(comparison.sweep, treatment)
+            for comparison in self.comparisons
+            for treatment in dict.fromkeys(
+                [self.treatment, *(claim["treatment"] for claim in comparison.sweep.claims.values())]
+            )
+            if treatment in {arm.name for arm in comparison}
+        ]
         return [row for row in rows if row.tested]
 
     @cached_property
     def factors(self) -> list[Factor]:
         """The sweeps whose settings differ in one number."""
         found = {
-            sweep.name: [each for each in self.comparisons if each.sweep.name == sweep.name] for sweep in self.sweeps
+            sweep.name: [found for found in self.comparisons if found.sweep.name == sweep.name] for sweep in self.sweeps
         }
         factors = [_factor(sweep, found[sweep.name]) for sweep in self.sweeps]
         return [factor for factor in factors if factor]

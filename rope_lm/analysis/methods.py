@@ -64,7 +64,7 @@ def paragraph(sweep: Sweep) -> str:
     facts = [_facts(run) for run in runs]
     own = [run.manifest["parameters"] - run.manifest["parameters_position"] for run in runs]
     return TEXT.replace("\n", " ").format(
-        **{key: _list(each[key] for each in facts) for key in facts[0]},
+        **{key: _list(fact[key] for fact in facts) for key in facts[0]},
         name=sweep.name,
         parameters=f"{min(own):,}" if min(own) == max(own) else f"{min(own):,} to {max(own):,}",
         settings=" ".join(_setting(setting) for setting in sweep.settings),

@@ -32,8 +32,8 @@ CAPTIONS = {
     "heads": "Mean attended distance, one mark per head and seed, by layer.",
 }
 GRID_CAPTIONS = {
-    "tuning": "Final validation loss at each peak learning rate, mean over {seeds} tuning seeds. A ring marks the best of "
-    "each arm.",
+    "tuning": "Final validation loss at each peak learning rate, mean over {seeds} tuning seeds. A ring marks the "
+    "best of each arm.",
     "rates": "Speed-up of {treatment} with both arms at one learning rate and, on the right, with each arm at its own "
     "best. It comes from the {seeds} tuning seeds: it shows how the answer depends on the learning rate, and is not a "
     "test.",

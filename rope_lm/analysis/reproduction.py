@@ -21,8 +21,8 @@ def check(summary: dict[str, Any], archived: dict[str, Any]) -> list[Row]:
     differs, as it does between Python versions) gives other losses: then only the order is compared.
     """
     # Sweeps are named too if settings and arms do not identify an arm.
-    several = any(len({_name(arm) for arm in each["arms"]}) < len(each["arms"]) for each in (summary, archived))
-    ours, theirs = ({_name(arm, several): arm for arm in each["arms"]} for each in (summary, archived))
+    several = any(len({_name(arm) for arm in side["arms"]}) < len(side["arms"]) for side in (summary, archived))
+    ours, theirs = ({_name(arm, several): arm for arm in side["arms"]} for side in (summary, archived))
     same_text = summary["fingerprint"].get("text") == archived["fingerprint"].get("text")
     both = [name for name in theirs if name in ours]
     rows = [Row("arms", ", ".join(sorted(theirs)), ", ".join(sorted(ours)), set(theirs) <= set(ours))]

@@ -159,15 +159,15 @@ def tuning(tunings: Sequence[Tuning]) -> Table:
     return Table(["encoding", *(f"{rate:g}" for rate in rates), "best"], rows)
 
 
-def sensitivity(found: Sequence[Sensitivity], treatment: str) -> Table:
+def sensitivity(sensitivities: Sequence[Sensitivity], treatment: str) -> Table:
     """Return the treatment's speed-up at each shared learning rate, and with each arm at its own best."""
-    rates = sorted({rate for each in found for rate in each.learning_rates})
+    rates = sorted({rate for row in sensitivities for rate in row.learning_rates})
     rows: list[list[Cell]] = []
-    for each in found:
-        speedups = dict(zip(each.learning_rates, each.shared, strict=True))
+    for row in sensitivities:
+        speedups = dict(zip(row.learning_rates, row.shared, strict=True))
         shown = {rate: estimate(speedup) if speedup else "diverged" for rate, speedup in speedups.items()}
-        tuned = estimate(each.tuned) if each.tuned else ""
-        rows.append([f"over {each.baseline}", *(shown.get(rate, "") for rate in rates), tuned])
+        tuned = estimate(row.tuned) if row.tuned else ""
+        rows.append([f"over {row.baseline}", *(shown.get(rate, "") for rate in rates), tuned])
     heads = [
         f"speed-up of {treatment} (tuning seeds)",
         *(f"both at {rate:g}" for rate in rates),

@@ -1,6 +1,6 @@
 """Text -> tokens -> rows -> batches. Nothing here knows the model."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,7 +31,7 @@ class Data:
     validation: Int32[np.ndarray, "R W"] = field(repr=False)  # W = T + 1; the same rows for every arm and seed
     validation_documents: Int32[np.ndarray, "R T"] = field(repr=False)  # of each target: 0 to G - 1, in order
 
-    def batches(self, seeds: Sequence[int], start: int, stop: int) -> Iterator[batches.Batch]:
+    def batches(self, seeds: Sequence[int], start: int, stop: int) -> Generator[batches.Batch, None, None]:
         """Yield the batches of steps `start` to `stop` - 1, for members of these seeds."""
         return batches.ensemble(self.train, self.batch, seeds, start, stop)
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import grain
@@ -83,7 +83,7 @@ def draw(rows: Rows, size: int, seed: int, step: int) -> Int32[np.ndarray, "B W"
     return rows[np.array([number(place) for place in range(step * size, (step + 1) * size)])]
 
 
-def ensemble(rows: Rows, size: int, seeds: Sequence[int], start: int, stop: int) -> Iterator[Batch]:
+def ensemble(rows: Rows, size: int, seeds: Sequence[int], start: int, stop: int) -> Generator[Batch, None, None]:
     """Yield the batches of steps `start` to `stop` - 1, read ahead by a thread. Members with one seed share a batch."""
 
     def read(step: int) -> Batch:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int, UInt16
+from jaxtyping import Integer, UInt16
 
 from rope_lm import settings
 from rope_lm.data import cache
@@ -36,7 +36,7 @@ class Tokenizer(Protocol):
 
     def encode(self, text: bytes) -> UInt16[np.ndarray, "tokens"]: ...
 
-    def decode(self, tokens: Int[np.ndarray, "tokens"]) -> bytes:
+    def decode(self, tokens: Integer[np.ndarray, "tokens"]) -> bytes:
         """Return the text, without separators."""
 
     def save(self, folder: Path) -> None:
@@ -53,7 +53,7 @@ class Bytes:
     def encode(self, text: bytes) -> UInt16[np.ndarray, "tokens"]:
         return np.frombuffer(text, np.uint8).astype(np.uint16)
 
-    def decode(self, tokens: Int[np.ndarray, "tokens"]) -> bytes:
+    def decode(self, tokens: Integer[np.ndarray, "tokens"]) -> bytes:
         """Return the text, without separators."""
         return tokens[tokens != self.separator].astype(np.uint8).tobytes()
 
@@ -81,7 +81,7 @@ class _Subwords:
         pairs: Any = itertools.zip_longest(self._encode(parts[::2]), apart, fillvalue=[])
         return np.concatenate([np.array(tokens, np.uint16) for pair in pairs for tokens in pair])
 
-    def decode(self, tokens: Int[np.ndarray, "tokens"]) -> bytes:
+    def decode(self, tokens: Integer[np.ndarray, "tokens"]) -> bytes:
         """Return the text, without separators."""
         return b"".join(self._pieces[token] for token in tokens.tolist() if token != self.separator)
 

@@ -1,7 +1,7 @@
-"""Models in the layouts of Hugging Face transformers (Llama, GPT-NeoX, GPT-2, RoFormer), read and written without it.
+"""Models in the layouts of Hugging Face transformers (Llama, GPT-NeoX, GPT-2, RoFormer), without using that library.
 
-`load` gives what makes the same logits here, `save` what makes the same logits there: the goldens of tests/goldens
-hold both to it.
+`load` returns a model with the same logits here, and `save` writes one with the same logits there. The goldens of
+tests/goldens check both.
 """
 
 import math
@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rope_lm import attention, positional
+from rope_lm import execution, positional
 from rope_lm.interop import files
 from rope_lm.interop.layouts import LAYOUTS, Layout
 from rope_lm.interop.tensors import Tensor
 from rope_lm.refusal import Refusal, unknown
 from rope_lm.settings import bind
-from rope_lm.transformer import Transformer
+from rope_lm.transformer import PLAIN, Transformer, check
 
 __all__ = ["LAYOUTS", "Model", "load", "make", "params", "save", "shell"]
 
@@ -31,16 +31,16 @@ class Model(NamedTuple):
     section: Mapping[str, Any]  # `model` of a config
     params: Mapping[str, Any]  # the tree of parameters of one member, float32
     vocabulary: int
-    causal: bool  # whether a token sees no token after it
+    causal: bool  # True if no token sees a token after it
     length: int  # the longest text that it is meant for, in tokens
 
 
 def load(folder: Path) -> Model:
-    """The model in a folder of config.json and model.safetensors.
+    """Return the model in a folder with config.json and model.safetensors.
 
-    What the files do not say of the section (`dtype`, `remat`, the kernel) is as in configs/lm.py. Raises Refusal for
-    an architecture or an option that has no counterpart here, and for tensors that are missing, that the config has no
-    place for, or that are of another shape.
+    Keys of the section that the files do not decide (`dtype`, `remat`, the kernel) are as in configs/lm.py. Raises
+    Refusal for an architecture or an option without a counterpart here, and for tensors that are missing, unexpected or
+    of another shape than config.json says.
     """
     config = files.read_config(folder)
     layout = _layout(config)
@@ -51,7 +51,7 @@ def load(folder: Path) -> Model:
     shapes = {path: x.shape for path, x in _flat(params(shell(model))).items()}
     rows = layout.tensors(section, shapes)
     layers = section["layers"]
-    _check(tensors, {name: shape for row in rows for name, shape in _names(row, shapes[row.ours], layers)})
+    _check(tensors, {name: shape for row in rows for name, shape in _theirs(row, shapes[row.ours], layers)})
     tree: dict[str, Any] = {}
     for row in rows:
         *parents, leaf = row.ours.split(".")
@@ -63,15 +63,15 @@ def load(folder: Path) -> Model:
 
 
 def save(folder: Path, model: Model) -> str:
-    """Writes config.json and model.safetensors into a folder; returns the name of what the model is there.
+    """Write config.json and model.safetensors into a folder, and return the name of the architecture.
 
-    Raises Refusal, and writes nothing, for a model that has no place in any layout, and where a model is already.
+    Raises Refusal, and writes nothing, for a model without a layout and for a folder that holds a model already.
     """
     section = model.section
-    layout = _place(section, model.causal)
+    layout = _fitting(section, model.causal)
     flat = {path: np.asarray(x) for path, x in _flat(model.params).items()}
     if section["tied"]:
-        # Theirs multiplies with the table as it stands. What it is scaled by here goes into the norm before it.
+        # They multiply with the table as it is. The scale that the table has here goes into the norm before it.
         scale = np.float32(1 / (section["embedding_scale"] * math.sqrt(section["width"])))
         norm = "transform.norm." if section["block"]["transform"] else "norm."
         flat |= {path: scale * x for path, x in flat.items() if path.startswith(norm)}
@@ -79,44 +79,48 @@ def save(folder: Path, model: Model) -> str:
     tensors: dict[str, np.ndarray] = {}
     for row in layout.tensors(section, flat):
         for layer, ours in enumerate(flat[row.ours] if row.layered else [flat[row.ours]]):
-            tensors |= zip((name.format(layer) for name in row.theirs), row.there(ours), strict=True)
+            tensors |= zip(row.names(layer), row.there(ours), strict=True)
     files.write(folder, config, layout.sent(config, tensors))
     return layout.architecture
 
 
 def make(model: Model) -> Transformer:
-    """The model to call."""
+    """Return the model to call."""
     graph, _ = nnx.split(shell(model), nnx.Param)
     return nnx.merge(graph, nnx.State(model.params))
 
 
-def params(made: Transformer) -> dict[str, Any]:
-    """The tree of parameters of a model."""
-    return nnx.to_pure_dict(nnx.state(made, nnx.Param))
+def params(transformer: Transformer) -> dict[str, Any]:
+    """Return the tree of parameters of a model."""
+    return nnx.to_pure_dict(nnx.state(transformer, nnx.Param))
 
 
 def shell(model: Model) -> Transformer:
-    """The model without its parameters. Raises Refusal for a section that does not fit `Transformer`."""
+    """Return the model without its parameters. Raises Refusal for a section that does not fit `Transformer`."""
     section = dict(model.section)
-    head_size = section["width"] // section["heads"]
-    encoding = positional.encoding(section["position"])
-    kernel = attention.resolve(section["attention"], jax.default_backend(), section["dtype"], encoding, head_size)
+    shape = check(**{key: section[key] for key in ("width", "heads", "head_size", "layers")}, causal=model.causal)
+    config = {"model": section, "optimizer": {"accumulation_steps": 1}, "data": {"batch": 1, "length": model.length}}
+    mesh = {"member": 1, "data": 1, "fsdp": 1, "tensor": 1}
+    effects = positional.effects(section["position"], shape)
+    kernel = execution.choose(config, effects, platform=jax.default_backend(), mesh=mesh, deterministic=False).kernel
+    if "kernel" in section["attention"]:
+        section["attention"] = {**section["attention"], "kernel": kernel}
 
     def build() -> Transformer:
         rngs = nnx.Rngs(params=0, position=0, features=0)
-        given = {"vocabulary": model.vocabulary, "causal": model.causal, "rngs": rngs}
-        return Transformer(**bind(Transformer, section | {"attention": kernel}, "model", given))
+        given = {"vocabulary": model.vocabulary, "causal": model.causal, "layout": PLAIN, "rngs": rngs}
+        return Transformer(**bind(Transformer, section, "model", given))
 
     return nnx.eval_shape(build)
 
 
 def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The leaves of a tree by their paths, with dots."""
+    """Return the leaves of a tree by their paths, with dots."""
     return {".".join(key.key for key in path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
 def _layout(config: Mapping[str, Any]) -> Layout:
-    """The layout of a config.json. Raises Refusal for another architecture."""
+    """Return the layout of a config.json. Raises Refusal for another architecture."""
     kind = str(config.get("model_type"))
     if kind not in LAYOUTS:
         raise unknown("model_type in config.json", kind, LAYOUTS)
@@ -126,42 +130,42 @@ def _layout(config: Mapping[str, Any]) -> Layout:
     return layout
 
 
-def _place(section: Mapping[str, Any], causal: bool) -> Layout:
-    """The layout that a model has a place in. Raises Refusal, with what hinders each, where there is none."""
-    unlike = {kind: layout.unlike(section, causal) for kind, layout in LAYOUTS.items()}
-    for kind, why in unlike.items():
-        if why is None:
+def _fitting(section: Mapping[str, Any], causal: bool) -> Layout:
+    """Return the layout that a model fits. Raises Refusal, with the reason for each layout, if it fits none."""
+    reasons = {kind: layout.unlike(section, causal) for kind, layout in LAYOUTS.items()}
+    for kind, reason in reasons.items():
+        if reason is None:
             return LAYOUTS[kind]
     raise Refusal(
         f"position {section['position']['name']} with this model.block has no layout in Hugging Face transformers: "
-        + "; ".join(f"in {kind} {why}" for kind, why in unlike.items())
+        + "; ".join(f"in {kind} {reason}" for kind, reason in reasons.items())
     )
 
 
-def _names(row: Tensor, shape: tuple[int, ...], layers: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The tensors of a parameter of this shape, and their shapes."""
+def _theirs(row: Tensor, shape: tuple[int, ...], layers: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield the names and shapes of the tensors of a parameter of this shape."""
     shapes = [x.shape for x in row.there(np.empty(shape[1:] if row.layered else shape, np.float32))]
     for layer in range(layers if row.layered else 1):
-        yield from zip((name.format(layer) for name in row.theirs), shapes, strict=True)
+        yield from zip(row.names(layer), shapes, strict=True)
 
 
 def _ours(row: Tensor, tensors: Mapping[str, np.ndarray], layers: int) -> np.ndarray:
-    one = lambda layer: row.here([tensors[name.format(layer)] for name in row.theirs])  # noqa: E731
-    return np.stack([one(layer) for layer in range(layers)]) if row.layered else one(0)
+    """Return a parameter from their tensors."""
+    slices = [row.here([tensors[name] for name in row.names(i)]) for i in range(layers if row.layered else 1)]
+    return np.stack(slices) if row.layered else slices[0]
 
 
-def _check(tensors: Mapping[str, np.ndarray], wanted: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises Refusal for a difference between what a file holds and what its config.json asks for."""
-    for names, what in (
-        (wanted.keys() - tensors.keys(), "lacks"),
-        (tensors.keys() - wanted.keys(), "has no place for"),
+def _check(tensors: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise Refusal for a difference between the tensors of a file and those that its config.json asks for."""
+    for names, problem in (
+        (expected.keys() - tensors.keys(), f"{files.WEIGHTS} lacks"),
+        (tensors.keys() - expected.keys(), "the model of config.json has no place for"),
     ):
         if names:
-            first = sorted(names)
-            more = f" and {len(first) - 3} more" if len(first) > 3 else ""
-            subject = files.WEIGHTS if what == "lacks" else "the model of config.json"
-            raise Refusal(f"{subject} {what} {', '.join(first[:3])}{more}: the two files are not of one model")
-    for name, shape in wanted.items():
+            first = ", ".join(sorted(names)[:3])
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise Refusal(f"{problem} {first}{more}: the two files are not of one model")
+    for name, shape in expected.items():
         if tensors[name].shape != shape:
             raise Refusal(
                 f"{files.WEIGHTS}: {name} is {list(tensors[name].shape)}, config.json makes it {list(shape)}: the two "

@@ -17,7 +17,7 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Raises Refusal for a file that is not there or is no JSON object."""
+    """Return config.json. Raises Refusal for a file that is missing or is no JSON object."""
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -28,12 +28,14 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_tensors(folder: Path, without: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """In float32, all whose names do not end `without`. Raises Refusal for a file that is not there or is torn, and for
-    numbers that are no floating point."""
+    """Return the tensors, in float32, whose names do not end in one of `without`.
+
+    Raises Refusal for a file that is missing or torn, and for numbers that are not floating point.
+    """
     path = folder / WEIGHTS
     if not path.is_file():
-        pieces = (folder / f"{WEIGHTS}.index.json").exists()
-        hint = "is cut into several files: save it as one" if pieces else "is missing (pickled weights are not read)"
+        split = (folder / f"{WEIGHTS}.index.json").exists()
+        hint = "is cut into several files: save it as one" if split else "is missing (pickled weights are not read)"
         raise Refusal(f"{str(path)!r} {hint}")
     try:
         with safe_open(path, framework="numpy") as file:
@@ -47,7 +49,10 @@ def read_tensors(folder: Path, without: tuple[str, ...]) -> dict[str, np.ndarray
 
 
 def write(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> None:
-    """The weights, then the config: a folder with a config.json is whole. Raises Refusal where a model is already."""
+    """Write the weights, then the config: a folder with a config.json is complete.
+
+    Raises Refusal for a folder that holds a model already.
+    """
     if any((folder / name).exists() for name in (CONFIG, WEIGHTS)):
         raise Refusal(f"{str(folder)!r} holds a model already: give a folder that is not there yet")
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""The layouts of Hugging Face transformers: which config.json is which model of ours, and where its tensors are.
+"""The layouts of Hugging Face transformers: the config.json and the tensors of each kind of model.
 
-A layout reads a config.json to a model section of ours, and writes one. A model of ours has a place in a layout where
-what is written reads as the model again: nothing else decides it.
+A layout turns a config.json into our model section, and back. A model of ours fits a layout if the config.json written
+for it reads as the same model again.
 """
 
 import math
@@ -17,11 +17,11 @@ from rope_lm.refusal import Refusal, unknown
 Config = dict[str, Any]
 Tensors = dict[str, np.ndarray]
 
-# Their activation -> our MLP. Where two mean the same the last is written.
+# Their activation -> our MLP. Of two that mean the same, the last is written.
 PLAIN = {"gelu": "gelu_exact", "gelu_pytorch_tanh": "gelu", "gelu_new": "gelu"}
 GATED = {"silu": "swiglu"}
 
-# Their rope_type -> our encoding, and our name of each of its numbers.
+# Their rope_type -> our encoding, and our names for its numbers.
 ROPES: dict[str, tuple[str, dict[str, str]]] = {
     "default": ("rotary", {}),
     "linear": ("rotary_linear", {"factor": "factor"}),
@@ -57,27 +57,27 @@ LEAVES = {"": "weight", "weight": "weight", "scale": "weight", "table": "weight"
 
 
 class Layout:
-    """What all have in common."""
+    """The common part of all layouts."""
 
     kind: str  # model_type
     architecture: str
-    prefix: str  # of every tensor but the head's; files of a model without a head leave it out
-    head: str  # prefix of the head's
-    causal = True
-    sizes: Mapping[str, str]  # ours -> their option
-    activations: Mapping[str, str]
-    activation = "hidden_act"  # the option that names one
+    prefix: str  # of every tensor but the head's; left out in files of a model without a head
+    head: str  # prefix of the head's tensors
+    causal: bool = True
+    sizes: ClassVar[Mapping[str, str]]  # our name -> their option
+    activations: ClassVar[Mapping[str, str]]
+    activation: str = "hidden_act"  # the option that names the activation
     epsilon: str  # the option of the norms
-    options: Config  # what else decides what is computed, and its value where config.json does not say
-    fixed: Config = {}  # noqa: RUF012 (options that can be nothing else here)
-    modules: Mapping[str, str | tuple[str, ...]]  # our path of a module -> their names; {} is the layer
-    outer_first = True  # whether a linear map in a layer is [out, in], as in torch.nn.Linear
-    pairing: str | None = None  # rope_lm.positional.pairing; None where nothing is turned
-    by_part = True  # whether q, k and v are whole, one after another
+    options: ClassVar[Config]  # other options that decide the computation, with their defaults
+    fixed: ClassVar[Config] = {}  # options that have only this value here
+    modules: ClassVar[Mapping[str, Any]]  # our path of a module -> their name, or names; {} is the layer
+    outer_first: bool = True  # a linear map in a layer is [out, in], as in torch.nn.Linear
+    pairing: str | None = None  # rope_lm.positional.pairing; None if nothing is turned
+    by_part: bool = True  # all of q, then all of k, then all of v
     buffers: tuple[str, ...] = ()  # ends of the names of tensors that hold no parameter
 
     def complete(self, config: Config) -> Config:
-        """With the options that it is silent on. Raises Refusal for one that has no counterpart here."""
+        """Return a config.json with every option. Raises Refusal for an option without a counterpart here."""
         fixed = {"quantization_config": None} | self.fixed
         config = self.options | fixed | config
         for key, only in fixed.items():
@@ -86,16 +86,17 @@ class Layout:
         return config
 
     def read(self, config: Config) -> Config:
-        """The section `model` that a complete config is. Raises Refusal for what has no counterpart here."""
+        """Return our `model` section for a complete config.json. Raises Refusal for options without a counterpart."""
         sizes = {ours: _size(config, theirs) for ours, theirs in self.sizes.items()}
         activation = str(config[self.activation])
         if activation not in self.activations:
             raise unknown(f"{self.activation} in config.json", activation, self.activations)
         return {
             **{key: sizes[key] for key in ("width", "heads", "layers", "hidden")},
+            "head_size": None,
             "position": self.position(config, sizes),
             "tied": config["tie_word_embeddings"],
-            "embedding_scale": 1 / math.sqrt(sizes["width"]),  # a tied table then gives logits as it stands
+            "embedding_scale": 1 / math.sqrt(sizes["width"]),  # a tied table then gives logits without scaling
             "dtype": "float32",
             "remat": "products",
             "attention": {"name": "softmax", "kernel": "auto"},
@@ -107,7 +108,7 @@ class Layout:
         }
 
     def write(self, section: Mapping[str, Any], vocabulary: int, length: int) -> Config:
-        """The config.json of a model of ours for texts of `length` tokens; what it cannot say it leaves out."""
+        """Return the config.json of a model of ours for texts of `length` tokens, as far as it has one."""
         sizes = {**section, "vocabulary": vocabulary, "length": length}
         block, names = section["block"], {mlp: name for name, mlp in self.activations.items()}
         return {
@@ -123,26 +124,28 @@ class Layout:
         }
 
     def position(self, config: Config, sizes: Mapping[str, int]) -> Config:
-        """The row `model.position` that a config.json stands for."""
+        """Return our `model.position` for a config.json."""
         raise NotImplementedError
 
     def block(self, config: Config) -> Config:
-        """What `model.block` is beside the epsilon and the MLP."""
+        """Return our `model.block` for a config.json, without the epsilon and the MLP."""
         raise NotImplementedError
 
     def unlike(self, section: Mapping[str, Any], causal: bool) -> str | None:
-        """What a model of ours would be turned into here; None where it has a place."""
+        """Return the first difference that this layout would make to a model of ours; None if it fits."""
         again = self.read(self.complete(self.write(section, vocabulary=2, length=2)))
-        before, after = (_flat({key: each[key] for key in ("position", "block")}) for each in (section, again))
+        before, after = (_flat({key: model[key] for key in ("position", "block")}) for model in (section, again))
+        size = section["width"] // section["heads"]
         before |= {"attention.name": section["attention"]["name"], "causal": causal}
-        after |= {"attention.name": "softmax", "causal": self.causal}
+        before |= {"head_size": section["head_size"] or size}
+        after |= {"attention.name": "softmax", "causal": self.causal, "head_size": size}
         for key in before:
             if before[key] != after.get(key):
                 return f"{key} {before[key]!r} would be {after.get(key)!r}"
         return None
 
     def tensors(self, section: Mapping[str, Any], paths: Iterable[str]) -> list[Tensor]:
-        """Where each parameter of ours is, by its path in our tree."""
+        """Return the place of each of our parameters, given by its path in our tree."""
         return [self._tensor(section, path) for path in paths]
 
     def _tensor(self, section: Mapping[str, Any], path: str) -> Tensor:
@@ -151,32 +154,27 @@ class Layout:
         theirs = tuple(f"{name}.{LEAVES[leaf]}" for name in ([names] if isinstance(names, str) else names))
         heads = None
         if module == "blocks.qkv":
-            turned = self.turned(section["position"], section["width"] // section["heads"])
+            turned = int(section["width"] // section["heads"] * section["position"].get("fraction", 1))
             heads = Heads(section["heads"], self.pairing, turned, self.by_part)
         outer_first = leaf == "weight" and (self.outer_first or not path.startswith("blocks."))
         return Tensor(path, theirs, outer_first, heads)
 
-    def turned(self, position: Mapping[str, Any], size: int) -> int:
-        """Components of a head that are turned."""
-        return size
-
     def received(self, section: Config, tensors: Tensors) -> tuple[Config, Tensors]:
-        """Tensors under the names in `modules`, without what is no parameter of ours, and the section of the model that
-        they then are."""
+        """Return the section and the tensors, under the names in `modules` and without those that are no parameters."""
         if not any(name.startswith(self.prefix) for name in tensors):
             tensors = {name if name.startswith(self.head) else self.prefix + name: x for name, x in tensors.items()}
         table, head = (f"{self.modules[module]}.weight" for module in ("embedding", "head"))
-        if section["tied"] and np.array_equal(tensors.get(head), tensors.get(table)):
-            tensors.pop(head, None)  # the same tensor twice
+        if section["tied"] and {table, head} <= tensors.keys() and np.array_equal(tensors[head], tensors[table]):
+            del tensors[head]
         return section, tensors
 
     def sent(self, config: Config, tensors: Tensors) -> Tensors:
-        """With what a file has to hold beside the parameters."""
+        """Return the tensors of a file: the parameters and all else that it must hold."""
         return tensors
 
 
 class Llama(Layout):
-    """LlamaForCausalLM, with as many key heads as query heads."""
+    """LlamaForCausalLM with as many key heads as query heads."""
 
     kind, architecture, prefix, head = "llama", "LlamaForCausalLM", "model.", "lm_head."
     sizes = SIZES
@@ -234,7 +232,7 @@ class Llama(Layout):
 
 
 class NeoX(Layout):
-    """GPTNeoXForCausalLM: attention and MLP in parallel or not, a part of each head turned."""
+    """GPTNeoXForCausalLM: attention and MLP in parallel or in turn, rotary on a part of each head."""
 
     kind, architecture, prefix, head = "gpt_neox", "GPTNeoXForCausalLM", "gpt_neox.", "embed_out."
     sizes = SIZES
@@ -276,9 +274,6 @@ class NeoX(Layout):
             )
         return {"name": "rotary_partial", "base": base, "fraction": fraction}
 
-    def turned(self, position: Mapping[str, Any], size: int) -> int:
-        return int(size * position["fraction"]) if "fraction" in position else size
-
     def block(self, config: Config) -> Config:
         residual = "parallel" if config["use_parallel_residual"] else "pre"
         return {"norm": "layer", "biases": True, "residual": residual, "transform": False}
@@ -294,7 +289,7 @@ class NeoX(Layout):
 
 
 class GPT2(Layout):
-    """GPT2LMHeadModel: learned positions."""
+    """GPT2LMHeadModel, with learned positions."""
 
     kind, architecture, prefix, head = "gpt2", "GPT2LMHeadModel", "transformer.", "lm_head."
     sizes: ClassVar = {
@@ -351,7 +346,7 @@ class GPT2(Layout):
 
 
 class RoFormer(Layout):
-    """RoFormerForMaskedLM. Text of one piece has type 0 there, so that type's vector is a part of every embedding."""
+    """RoFormerForMaskedLM. All tokens of a single text have type 0, so that type's vector is added to the table."""
 
     kind, architecture, prefix, head = "roformer", "RoFormerForMaskedLM", "roformer.", "cls."
     causal = False
@@ -400,10 +395,10 @@ class RoFormer(Layout):
         types, waves = tensors.pop(self.types, np.zeros((1, 1), np.float32)), tensors.pop(self.waves, None)
         if waves is not None and not np.allclose(waves, _sinusoids(*waves.shape), atol=1e-4):
             raise Refusal(f"{self.waves} does not hold the sinusoids of base 10,000 that RoFormer turns by")
-        if f"{self.decoder}.bias" in tensors:  # this one is added to the logits, the other is a copy or nothing
+        if f"{self.decoder}.bias" in tensors:  # added to the logits; the other is a copy or missing
             tensors[self.bias] = tensors.pop(f"{self.decoder}.bias")
         if types[0].any() and self.table in tensors:
-            if section["tied"]:  # the logits are products with the table without the type: it has to be a head now
+            if section["tied"]:  # logits use the table without the type: a head of its own now
                 tensors.setdefault(f"{self.decoder}.weight", tensors[self.table])
                 section = {**section, "tied": False}
             tensors[self.table] = tensors[self.table] + types[0]
@@ -430,7 +425,7 @@ def _size(config: Mapping[str, Any], key: str) -> int:
 
 
 def _rope(config: Config, base: float) -> tuple[str, float, dict[str, Any]]:
-    """rope_type, base and the other numbers: of `rope_parameters`, or in the way of older files, of `rope_scaling`."""
+    """Return rope_type, base and the other numbers, from `rope_parameters` or, in older files, `rope_scaling`."""
     given = config["rope_parameters"] or config["rope_scaling"] or {}
     if not isinstance(given, Mapping):
         raise Refusal(f"config.json: rope_parameters is {given!r}, it must be an object with rope_type and its numbers")
@@ -446,7 +441,7 @@ def _rope(config: Config, base: float) -> tuple[str, float, dict[str, Any]]:
 
 
 def _rotary(kind: str, base: float, numbers: Mapping[str, Any]) -> Config:
-    """Our row."""
+    """Return our `model.position` for a rope_type and its numbers."""
     name, keys = ROPES[kind]
     for key in numbers.keys() ^ keys.keys():
         raise Refusal(
@@ -458,7 +453,7 @@ def _rotary(kind: str, base: float, numbers: Mapping[str, Any]) -> Config:
 
 
 def _written(position: Mapping[str, Any], base: str) -> Config:
-    """The options of an encoding that turns; nothing for others."""
+    """Return the options of a rotary encoding; none for others."""
     kinds = {name: kind for kind, (name, _) in ROPES.items()} | {"rotary_partial": "default"}
     if position["name"] not in kinds:
         return {}
@@ -470,12 +465,12 @@ def _written(position: Mapping[str, Any], base: str) -> Config:
 
 
 def _sinusoids(count: int, size: int) -> np.ndarray:
-    """The sines, then the cosines, of the angles of each position [count size]."""
+    """Return the sines, then the cosines, of the angles of each position: [count size]."""
     angle = np.arange(count)[:, None] * frequencies(size, 10_000.0)
     return np.concatenate([np.sin(angle), np.cos(angle)], axis=1).astype(np.float32)
 
 
 def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """{"block.norm": ...}, names first."""
+    """Return {"block.norm": ..., ...}, names first."""
     pairs = [(f"{section}.{key}", value) for section, row in tree.items() for key, value in row.items()]
     return dict(sorted(pairs, key=lambda pair: not pair[0].endswith(".name")))

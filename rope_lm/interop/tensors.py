@@ -1,4 +1,4 @@
-"""How one parameter of ours lies in the tensors of another layout, and back: no number is computed, only moved."""
+"""The places of our parameters in the tensors of another layout. Numbers are moved, never computed."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,29 +12,31 @@ Numbers = Float[np.ndarray, "..."]
 
 
 class Heads(NamedTuple):
-    """Where the components of queries, keys and values are, on the axis that q, k and v share."""
+    """The order of the components of queries, keys and values on the axis that they share.
 
-    count: int
-    pairing: str | None  # which components of q and k are turned together (rope_lm.positional.pairing); None: none
-    turned: int  # how many of a head's are
-    by_part: bool  # all of q, all of k, all of v; ours is by head: q, k and v of one head after another
+    Ours is by head: q, k and v of one head, then those of the next.
+    """
+
+    number: int
+    pairing: str | None  # of the components of q and k that turn together (rope_lm.positional.pairing); None: none
+    turned: int  # components of a head that turn
+    by_part: bool  # True for all of q, then all of k, then all of v
 
     def here(self, theirs: Float[np.ndarray, "*D three_width"]) -> Float[np.ndarray, "*D three_width"]:
-        """In our order."""
-        lead, size = theirs.shape[:-1], theirs.shape[-1] // (3 * self.count)
-        parts = theirs.reshape(*lead, *((3, self.count) if self.by_part else (self.count, 3)), size)
+        """Return the components in our order."""
+        lead, size = theirs.shape[:-1], theirs.shape[-1] // (3 * self.number)
+        parts = theirs.reshape(*lead, *((3, self.number) if self.by_part else (self.number, 3)), size)
         parts = parts.swapaxes(-3, -2) if self.by_part else parts
         return self._ordered(parts, self._places(size)).reshape(theirs.shape)
 
     def there(self, ours: Float[np.ndarray, "*D three_width"]) -> Float[np.ndarray, "*D three_width"]:
-        """In their order."""
-        lead, size = ours.shape[:-1], ours.shape[-1] // (3 * self.count)
-        parts = ours.reshape(*lead, self.count, 3, size)
-        parts = self._ordered(parts, np.argsort(self._places(size)))
+        """Return the components in their order."""
+        lead, size = ours.shape[:-1], ours.shape[-1] // (3 * self.number)
+        parts = self._ordered(ours.reshape(*lead, self.number, 3, size), np.argsort(self._places(size)))
         return (parts.swapaxes(-3, -2) if self.by_part else parts).reshape(ours.shape)
 
     def _places(self, size: int) -> np.ndarray:
-        """For each component of a head in our order, its place in theirs."""
+        """Return the place in their order of each component of a head in ours."""
         return np.arange(size) if self.pairing is None else order(self.pairing, size, self.turned)
 
     @staticmethod
@@ -45,24 +47,29 @@ class Heads(NamedTuple):
 
 @dataclass(frozen=True)
 class Tensor:
-    """One of our parameters, in one layer where it is a layer's, and the tensors that hold it there."""
+    """One of our parameters (in one layer, if it is a layer's) and the tensors that hold it there."""
 
     ours: str  # the path in our tree, with dots
     theirs: tuple[str, ...]  # names, {} is the layer; several lie side by side on the output axis
-    outer_first: bool = False  # [out, in], as torch.nn.Linear has it; ours is [in, out]
+    outer_first: bool = False  # [out, in], as in torch.nn.Linear; ours is [in, out]
     heads: Heads | None = None  # of queries, keys and values
 
     @property
     def layered(self) -> bool:
+        """Return True if each layer has one."""
         return self.ours.startswith("blocks.")
 
+    def names(self, layer: int) -> list[str]:
+        """Return the names of their tensors in a layer."""
+        return [name.format(layer) for name in self.theirs]
+
     def here(self, theirs: list[Numbers]) -> Numbers:
-        """Our parameter."""
+        """Return our parameter."""
         x = np.concatenate(theirs, axis=0 if self.outer_first else -1)
         x = x.T if self.outer_first else x
         return x if self.heads is None else self.heads.here(x)
 
     def there(self, ours: Numbers) -> list[Numbers]:
-        """Their tensors."""
+        """Return their tensors."""
         x = ours if self.heads is None else self.heads.there(ours)
         return np.split(x.T if self.outer_first else x, len(self.theirs), axis=0 if self.outer_first else -1)

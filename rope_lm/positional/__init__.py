@@ -11,7 +11,7 @@ from flax import nnx
 from rope_lm.positional.additive import Learned, RotarySinusoidal, Sinusoidal
 from rope_lm.positional.base import Constant, PositionalEncoding, Shape, at_layer, split_layers
 from rope_lm.positional.bias import FIRE, ALiBi, ContinuousBias, KerpleLog, KerplePower, RelativeBias, Sandwich
-from rope_lm.positional.content import CoPE, Shaw, TransformerXL
+from rope_lm.positional.content import CoPE, Forgetting, Shaw, TransformerXL
 from rope_lm.positional.rotary import (
     DynamicRotary,
     LayeredRotary,
@@ -68,6 +68,7 @@ ENCODINGS: dict[str, type[PositionalEncoding]] = {
     "shaw": Shaw,
     "transformer_xl": TransformerXL,
     "cope": CoPE,
+    "forgetting": Forgetting,
 }
 
 

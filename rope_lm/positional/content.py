@@ -12,7 +12,7 @@ from rope_lm.kernels.shift import by_distance, shifted, with_vectors
 from rope_lm.kernels.sums import interpolated, onward
 from rope_lm.positional.base import PositionalEncoding, Shape, parameter
 from rope_lm.positional.rotary import above, angles, frequencies
-from rope_lm.positions import View
+from rope_lm.positions import Positions, View
 from rope_lm.refusal import Refusal
 
 
@@ -101,3 +101,25 @@ class CoPE(PositionalEncoding):
         gates = jax.nn.sigmoid(einsum("btnh,bsnh->bnts", q / math.sqrt(q.shape[-1]), k)) * view.visible[:, None]
         by_position = with_vectors(q, jnp.broadcast_to(vectors, (q.shape[2], *vectors.shape)))
         return interpolated(by_position, jnp.minimum(onward(gates), vectors.shape[-1] - 1))
+
+
+class Forgetting(PositionalEncoding):
+    """The forget gate of FoX (arXiv 2503.02130, section 3): logits fall by the log gates after a key, up to the query.
+
+    A token's gate is sigmoid(w x + b), x its layer's input; each layer and head has its own w and b. Initial w are
+    normal with variance 1/D, b starts at `gate_bias`: 5, as in x-transformers, forgets half in about 100 tokens.
+    """
+
+    looks_back = True  # gates are summed from a key forward to the query
+
+    def __init__(self, gate_bias: float, *, shape: Shape, rngs: nnx.Rngs):
+        weight = jax.random.normal(rngs.position(), (shape.layers, shape.width, shape.heads)) / math.sqrt(shape.width)
+        self.weight = parameter(weight, "layer", "width", "heads")
+        self.offset = parameter(jnp.full((shape.layers, shape.heads), gate_bias), "layer", "heads")
+
+    def remember(self, x: Float[Array, "B T D"], positions: Positions) -> Float[Array, "B T N"]:
+        return jax.nn.log_sigmoid(einsum("btd,dn->btn", x.astype(jnp.float32), self.weight[...]) + self.offset[...])
+
+    def score(self, q: Float[Array, "B T N H"], k: Float[Array, "B S N H"], view: View) -> Float[Array, "B N T S"]:
+        log_gates = view.k.memory.swapaxes(1, 2)[:, :, None] * view.visible[:, None]
+        return onward(log_gates) - log_gates

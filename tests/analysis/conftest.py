@@ -23,6 +23,7 @@ MANIFEST = {
     "schema": 1,
     "commit": "c" * 40,
     "diff": "",
+    "kernel": "blocked",
     "execution": {"kernel": "blocked", "pieces": 1},
     "precision": "float32",
     "device": {"platform": "cpu", "kind": "cpu", "count": 1},

@@ -79,27 +79,29 @@ def test_p_is_students_against_the_threshold_and_corrected_over_all_claims(pair:
     # What is supported is so at the baseline's median, what is refuted where no seed is censored.
     logs = [found.median.steps.values, found.median.steps.values, found.common.steps.values]
     expected = [stats.ttest_1samp(x, math.log(at)).pvalue for x, at in zip(logs, (1.0, 1.97, 2.5), strict=True)]
-    assert [each.p for each in made[:3]] == pytest.approx(expected) and math.isnan(made[3].p_holm)
-    assert [each.p_holm for each in made[:3]] == pytest.approx(holm(expected)), "an untested claim corrects nothing"
+    assert [verdict.p for verdict in made[:3]] == pytest.approx(expected) and math.isnan(made[3].p_holm)
+    assert [verdict.p_holm for verdict in made[:3]] == pytest.approx(holm(expected)), (
+        "an untested claim corrects nothing"
+    )
 
 
 @pytest.mark.parametrize("outcome", ["final", "steps"])
 def test_p_of_no_difference_is_below_5_percent_where_the_verdict_says_so(pair: Path, outcome: str) -> None:
     found = compare(load(pair), "rotary")["learned"].contrast
-    each = found.final if outcome == "final" else found.common.steps
+    result = found.final if outcome == "final" else found.common.steps
     for share in (-0.1, -0.01, 0.01, 0.1):
-        threshold = each.high + share * (each.high - each.mean)
+        threshold = result.high + share * (result.high - result.mean)
         write_claim(pair, outcome=outcome, relation="within", threshold=threshold)
     made = judge_all([load(pair)])
-    assert [each.verdict == "supported" for each in made] == [False, False, True, True]
-    assert [each.p < 0.05 for each in made] == [False, False, True, True]
+    assert [result.verdict == "supported" for result in made] == [False, False, True, True]
+    assert [result.p < 0.05 for result in made] == [False, False, True, True]
     assert made[1].p == pytest.approx(0.05, rel=0.05) == made[2].p
 
 
 def test_a_claim_that_was_added_after_its_runs_began_is_marked(pair: Path) -> None:
     write_claim(pair, since=BEGAN)
     write_claim(pair, since="2026-01-02T00:00:01+00:00")
-    assert [each.late for each in judge_all([load(pair)])] == [False, True]
+    assert [verdict.late for verdict in judge_all([load(pair)])] == [False, True]
 
 
 def test_unfinished_runs_leave_a_claim_untested(tmp_path: Path) -> None:
@@ -130,7 +132,7 @@ def test_a_fair_study_has_no_warning(study: Path) -> None:
 def test_arms_with_different_seeds_are_marked(study: Path) -> None:
     shutil.rmtree(study / "causal-softmax" / "learned")
     write_run(study / "causal-softmax" / "learned", "learned", 1, (3, 4, 5, 6, 7, 8))
-    text = only([each for each in fairness.warnings([load(study)]) if "differ in seeds" in each])
+    text = only([text for text in fairness.warnings([load(study)]) if "differ in seeds" in text])
     assert text.startswith("The arms of study: causal-softmax differ in seeds (learned: [3, 4, 5, 6, 7, 8]; rotary")
     assert "Only seeds that both arms have are compared" in text
     assert compare(load(study).settings[0], "rotary")["learned"].speedup.n == 3
@@ -166,7 +168,7 @@ def test_arms_at_other_rates_than_the_grids_best_are_marked(tmp_path: Path) -> N
     shutil.rmtree(tmp_path / "g" / "a" / "rotary")
     write_run(tmp_path / "g" / "a" / "alibi", "alibi", 1, (100, 101), (3e-3, 1e-2), config={"data": {"batch": 3}})
     found = fairness.warnings([load(tmp_path / "s"), load(tmp_path / "g")])
-    assert any("s and the grid of its learning rates differ in data.batch (s: 16; g: 3)" in each for each in found), (
+    assert any("s and the grid of its learning rates differ in data.batch (s: 16; g: 3)" in text for text in found), (
         found
     )
 
@@ -198,7 +200,7 @@ def test_settings_and_sweeps_that_differ_are_marked(
     assert text.startswith("The settings of study differ") and words in text
     write_run(tmp_path / "other" / "rotary", "rotary", 1, (7,), manifest=change)
     found = fairness.warnings([load(study), load(tmp_path / "other")])
-    assert any(each.startswith("The sweeps differ") for each in found)
+    assert any(text.startswith("The sweeps differ") for text in found)
 
 
 def test_a_run_that_went_on_to_another_number_of_steps_is_marked_also_in_an_archive(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from tests.analysis.conftest import SIX, STEPS, Loss, diverge, only, write_claim
 
 def test_settings_are_compared_within_themselves(study: Path) -> None:
     sweep = load(study)
-    assert [each.title for each in sweep.settings] == ["study: causal-softmax", "study: masked-softmax"]
-    causal, masked = (compare(each, "rotary") for each in sweep.settings)
+    assert [setting.title for setting in sweep.settings] == ["study: causal-softmax", "study: masked-softmax"]
+    causal, masked = (compare(setting, "rotary") for setting in sweep.settings)
     assert [arm.name for arm, _ in causal.tested] == ["sinusoidal", "learned"]
     assert causal["learned"].speedup.verdict == "supported" and masked["learned"].speedup.verdict == "refuted"
     assert compare(load(study / "causal-softmax"), "rotary")["learned"].speedup == causal["learned"].speedup
@@ -125,7 +125,7 @@ def test_a_grid_has_speedups_at_shared_rates_and_at_each_arms_best(tmp_path: Pat
     write_run(tmp_path / "g" / "learned", "learned", loss(2, 1e-2), (100, 101), rates)
     (found,) = sensitivity(load(tmp_path / "g"), "rotary")
     assert found.baseline == "learned" and found.learning_rates == list(rates)
-    low, middle, high = (each.mean for each in found.shared)
+    low, middle, high = (speedup.mean for speedup in found.shared)
     assert low == pytest.approx(3.33, rel=0.05) and middle == pytest.approx(3.33, rel=0.05)
     assert high == pytest.approx(0.3, rel=0.05) and found.tuned.mean == pytest.approx(1, rel=0.02)
     assert {tuning.arm: tuning.at_edge for tuning in tune(load(tmp_path / "g"))} == {"learned": True, "rotary": False}
@@ -180,7 +180,7 @@ def test_seconds_of_ensembles_of_unequal_size_are_not_held_against_each_other(tm
     sweep = load(tmp_path / "s")
     found = compare(sweep, "rotary")["learned"].contrast
     assert found.steps.verdict == "supported" and found.costs.seconds.bound == "unknown"
-    assert [each.verdict for each in judge_all([sweep])] == ["inconclusive"]
+    assert [verdict.verdict for verdict in judge_all([sweep])] == ["inconclusive"]
 
 
 def test_an_evaluation_that_is_not_finite_is_passed_over(tmp_path: Path) -> None:
@@ -213,9 +213,9 @@ def test_a_grid_whose_every_rate_is_lost_has_no_best(tmp_path: Path) -> None:
 
     write_run(tmp_path / "g" / "rotary", "rotary", lost_at_the_end, (100,), (1e-3, 1e-2))
     write_run(tmp_path / "g" / "none", "none", 1, (100,), (1e-3, 1e-2))
-    lost = {each.arm: each for each in tune(load(tmp_path / "g"))}["rotary"]
+    lost = {tuning.arm: tuning for tuning in tune(load(tmp_path / "g"))}["rotary"]
     assert math.isnan(lost.best) and not lost.at_edge
-    assert [each.tuned for each in sensitivity(load(tmp_path / "g"), "rotary")] == [None]
+    assert [found.tuned for found in sensitivity(load(tmp_path / "g"), "rotary")] == [None]
 
 
 def test_a_rate_at_which_a_member_ends_at_no_finite_loss_is_not_chosen(tmp_path: Path) -> None:

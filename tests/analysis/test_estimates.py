@@ -87,7 +87,7 @@ def test_the_fewest_pairs_are_those_whose_corrected_p_can_be_below_5_percent(com
 
 
 def seen(*steps: float, censored: bool = False) -> list[Crossing]:
-    return [Crossing(each, censored) for each in steps]
+    return [Crossing(step, censored) for step in steps]
 
 
 def test_a_speedup_is_the_geometric_mean_of_paired_ratios() -> None:
@@ -182,7 +182,7 @@ def test_the_noise_floor_holds_what_it_says() -> None:
     random, held, found = np.random.default_rng(2), [], []
     for _ in range(1500):
         logs = random.normal(0, 0.1, (6, 3))
-        arms = [speedup(seen(*np.exp(each)), seen(1, 1, 1), 1.0) for each in logs]
+        arms = [speedup(seen(*np.exp(pairs)), seen(1, 1, 1), 1.0) for pairs in logs]
         noise = noise_floor(arms[:5], 3)
         held.append(noise.low <= arms[5].mean <= noise.high)
         found.append(noise.positives / noise.tested)

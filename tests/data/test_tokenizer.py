@@ -15,13 +15,9 @@ import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs import lm
-from rope_lm import loop, trained
 from rope_lm.data import files, tokenizer
 from rope_lm.data.documents import Request
-from rope_lm.provenance import provenance
 from rope_lm.refusal import Refusal
-from scripts import entry
 from tests.data.conftest import Make
 
 ROOT = Path(__file__).parents[2]
@@ -172,23 +168,16 @@ def test_bits_per_byte_are_of_the_bytes(text: Path, make: Make) -> None:
 
 
 @pytest.mark.parametrize("kind", ["bpe:300", "sentencepiece"])
-def test_a_run_carries_its_tokenizer(tmp_path: Path, text: Path, kind: str) -> None:
-    """A run is opened where neither its text, nor the cache, nor the model's file is."""
+def test_a_run_directory_carries_its_tokenizer(tmp_path: Path, text: Path, cache: str, kind: str) -> None:
+    """A run is opened where its text, the cache and the model's file are missing."""
     (tmp_path / "my.model").write_bytes(piece_model(byte_fallback=True))
-    config = lm.get_config(f"position=rotary,data=text:{text}")
-    config.steps, config.every.evaluate, config.every.save = 2, 2, 2
-    config.data.tokenizer = f"sentencepiece:{tmp_path / 'my.model'}" if kind == "sentencepiece" else kind
-    config.data.update({"length": 8, "batch": 2, "validation_rows": 2, "cache": str(tmp_path / "cache")})
-    config.model.update({"width": 16, "heads": 2, "layers": 1, "hidden": 16})
-    loop.train(entry.plain(config), tmp_path / "run", provenance(["test"], {}))
+    name = f"sentencepiece:{tmp_path / 'my.model'}" if kind == "sentencepiece" else kind
+    made = tokenizer.make(name, files.corpus(Request(f"text:{text}", 8, "", "", Path(cache))), Path(cache))
     (tmp_path / "my.model").unlink()
-    coder = trained.load(tmp_path / "run").coder
-    assert (
-        coder.fingerprint
-        == json.loads((tmp_path / "run/manifest.json").read_text())["data"]["fingerprint"]["tokenizer"]
-    )
-    assert coder.decode(coder.encode(ODD.encode())) == ODD.encode()
-    (file,) = (tmp_path / "run").glob("tokenizer.*")
+    made.save(tmp_path)
+    coder = tokenizer.load(name, tmp_path, made.fingerprint)
+    np.testing.assert_array_equal(coder.encode(ODD.encode()), made.encode(ODD.encode()))
+    (file,) = tmp_path.glob("tokenizer.*")
     for content, words in [
         (tokenizer.BPE.train([PROSE.encode()], 300).model, "is not the one that it was trained with"),
         (piece_model(byte_fallback=True, model_type="char"), "is not the one that it was trained with"),
@@ -196,13 +185,11 @@ def test_a_run_carries_its_tokenizer(tmp_path: Path, text: Path, kind: str) -> N
     ]:
         if content.startswith(b"{") == (kind == "bpe:300"):
             file.write_bytes(content)
-            with pytest.raises(Refusal, match=rf"run/tokenizer\.\w+ .*{words}"):
-                trained.load(tmp_path / "run")
+            with pytest.raises(Refusal, match=rf"/tokenizer\.\w+ .*{words}"):
+                tokenizer.load(name, tmp_path, made.fingerprint)
     file.unlink()
-    with pytest.raises(
-        Refusal, match=r"the run's tokenizer: .*run/tokenizer\.\w+ cannot be read .*bring the file there"
-    ):
-        trained.load(tmp_path / "run")
+    with pytest.raises(Refusal, match=r"the run's tokenizer: .*/tokenizer\.\w+ cannot be read .*bring the file there"):
+        tokenizer.load(name, tmp_path, made.fingerprint)
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,15 @@
-"""What `save` makes of every golden, and of a model of ours in every place that there is.
+"""Every golden as `save` writes it, and a model of ours in every layout that fits it.
 
     python -m tests.interop.saved FOLDER
 
-writes them into FOLDER, with the logits that they ought to give, for tests/goldens/check_models.py.
+writes them into FOLDER with the expected logits, for tests/goldens/check_models.py.
 """
 
 import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ from tests import models
 
 FOLDER = Path(__file__).parents[1] / "goldens" / "models"
 GOLDENS = json.loads((FOLDER / "index.json").read_text())["models"]
-# Blocks that have a layout, and the encodings beside them. That of GPT-2 is also a NeoX that is not parallel.
+# Blocks that have a layout, and the encodings that go with each. GPT-2's is also that of NeoX without parallel layers.
 TURNED = ("rotary", "rotary_linear", "rotary_dynamic", "yarn", "llama3")
 PLACES = {
     "llama": TURNED,
@@ -35,7 +36,7 @@ OURS = {
     for position in row
     for tied in (False, True)
 }
-# None is what a layout has where config.json is silent, and each acts in heads of 8 and texts of models.LENGTH = 32.
+# None is a layout's default, and each has an effect in heads of 8 and texts of models.LENGTH = 32.
 NUMBERS = {
     "base": 100.0,
     "fraction": 0.5,
@@ -50,8 +51,8 @@ NUMBERS = {
 EPSILON = 0.01
 
 
-def ours(preset: str, position: str, **changes: object) -> interop.Model:
-    """A model of this project's, with random parameters everywhere."""
+def ours(preset: str, position: str, **changes: Any) -> interop.Model:
+    """Return a model of this project with random parameters everywhere."""
     row = models.position(position)
     row |= {key: NUMBERS[key] for key in row.keys() & NUMBERS.keys()}
     if preset == "bert":
@@ -74,7 +75,7 @@ def ours(preset: str, position: str, **changes: object) -> interop.Model:
     )
 
 
-def logits(model: interop.Model, tokens) -> np.ndarray:
+def logits(model: interop.Model, tokens: Any) -> np.ndarray:
     return np.asarray(jax.jit(lambda tokens: interop.make(model)(tokens)[0])(tokens))
 
 

@@ -1,4 +1,4 @@
-"""A run given to another implementation, by the command."""
+"""A run exported by the command scripts.convert."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def runs(text, cache, tmp_path_factory) -> Path:
+def runs(text: Path, cache: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     for name, chosen in (
         ("llama", "block=llama,position=rotary"),
@@ -33,12 +33,14 @@ def runs(text, cache, tmp_path_factory) -> Path:
     return folder
 
 
-def convert(*words: str) -> subprocess.CompletedProcess:
+def convert(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "scripts.convert", *words], cwd=ROOT, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("name, kind", [("llama", "LlamaForCausalLM, 257"), ("bert", "RoFormerForMaskedLM, 258")])
-def test_a_member_of_a_run_gives_the_same_logits_there_and_back(runs, name, kind, tmp_path):
+def test_a_member_of_a_run_gives_the_same_logits_there_and_back(
+    runs: Path, name: str, kind: str, tmp_path: Path
+) -> None:
     done = convert(f"--workdir={runs / name}", "--member=1", f"--out={tmp_path / 'model'}")
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{tmp_path / 'model'}: {kind} tokens, step 3, member 1\n"
@@ -57,7 +59,9 @@ def test_a_member_of_a_run_gives_the_same_logits_there_and_back(runs, name, kind
         (["--workdir=R/none"], "holds no run"),
     ],
 )
-def test_what_cannot_be_given_is_one_line_and_nothing_is_written(runs, words, says, tmp_path):
+def test_a_run_without_layout_is_refused_in_one_line_and_nothing_is_written(
+    runs: Path, words: str, says: str, tmp_path: Path
+) -> None:
     done = convert(*(word.replace("R", str(runs), 1) for word in words), f"--out={tmp_path / 'model'}")
     lines = done.stderr.strip().splitlines()
     assert done.returncode == 2 and len(lines) == 1 and says in lines[0], done.stderr

@@ -24,22 +24,22 @@ def options(folder: Path) -> dict:
 
 
 @pytest.fixture(params=GOLDENS)
-def golden(request) -> Path:
+def golden(request: pytest.FixtureRequest) -> Path:
     return FOLDER / request.param
 
 
-def test_logits_are_those_of_the_other_implementation(golden):
+def test_logits_are_those_of_the_other_implementation(golden: Path) -> None:
     with np.load(golden / "logits.npz") as wanted:
         found = logits(interop.load(golden), wanted["tokens"])
         np.testing.assert_allclose(found, wanted["logits"], atol=1e-4)
 
 
-def test_what_is_saved_is_what_was_read(golden, tmp_path):
-    """The very tensors that the goldens' logits were made from, so that they are made again there."""
+def test_a_loaded_model_is_saved_as_it_was(golden: Path, tmp_path: Path) -> None:
+    """The same tensors as those that the goldens' logits were computed from."""
     interop.save(tmp_path / "model", interop.load(golden))
     read, saved = (load_file(folder / "model.safetensors") for folder in (golden, tmp_path / "model"))
     if "roformer" in golden.name:
-        # The vector of type 0 has gone into the table, and what the table was is a head of its own.
+        # The vector of type 0 has been added to the table, and the table without it is the head.
         words, types = (f"roformer.embeddings.{name}_embeddings.weight" for name in ("word", "token_type"))
         read.setdefault("cls.predictions.decoder.weight", read[words])
         read.setdefault("cls.predictions.decoder.bias", read["cls.predictions.bias"])
@@ -62,7 +62,7 @@ def test_what_is_saved_is_what_was_read(golden, tmp_path):
     assert {key: after[key] for key in same} == {key: before[key] for key in same}
 
 
-def test_saved_and_loaded_again_it_is_the_same_bits(golden, tmp_path):
+def test_a_saved_model_is_loaded_with_the_same_bits(golden: Path, tmp_path: Path) -> None:
     first = interop.load(golden)
     interop.save(tmp_path / "model", first)
     again = interop.load(tmp_path / "model")
@@ -71,8 +71,8 @@ def test_saved_and_loaded_again_it_is_the_same_bits(golden, tmp_path):
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_a_model_of_ours_gives_the_same_logits_when_it_comes_back(name, tmp_path):
-    """And config.json is the very one that the other implementation read, and gave these logits (check_models.py)."""
+def test_a_model_of_ours_gives_the_same_logits_when_it_comes_back(name: str, tmp_path: Path) -> None:
+    """config.json is the one that the other implementation read to give these logits (check_models.py)."""
     block, position, tied = OURS[name]
     model = ours(block, position, tied=tied)
     interop.save(tmp_path / "model", model)
@@ -81,11 +81,11 @@ def test_a_model_of_ours_gives_the_same_logits_when_it_comes_back(name, tmp_path
     assert {key: again.section[key] for key in ("block", "position", "tied")} == {
         key: model.section[key] for key in ("block", "position", "tied")
     }
-    found, wanted = (logits(each, models.tokens(2)) for each in (again, model))
+    found, wanted = (logits(one, models.tokens(2)) for one in (again, model))
     np.testing.assert_allclose(found, wanted, atol=2e-5)
 
 
-def test_what_has_no_layout_is_refused_by_name_and_nothing_is_written(tmp_path):
+def test_a_model_without_layout_is_refused_by_name_and_nothing_is_written(tmp_path: Path) -> None:
     for block in BLOCKS:
         for position in POSITIONS.keys() - PLACES.get(block, ()):
             with pytest.raises(Refusal) as refusal:
@@ -106,21 +106,22 @@ def test_what_has_no_layout_is_refused_by_name_and_nothing_is_written(tmp_path):
         ),
         ({"block": BLOCKS["llama"] | {"norm": "layer"}}, "in llama block.norm 'layer' would be 'rms'"),
         ({"block": BLOCKS["llama"] | {"residual": "parallel"}}, "block.residual 'parallel' would be 'pre'"),
+        ({"head_size": 4}, "in llama head_size 4 would be 8"),
         ({"block": BLOCKS["llama"] | {"mlp": "gelu"}}, "in llama block.mlp 'gelu' would be 'swiglu'"),
     ],
 )
-def test_what_hinders_is_named(change, words, tmp_path):
+def test_a_refusal_names_the_difference(change: dict[str, object], words: str, tmp_path: Path) -> None:
     with pytest.raises(Refusal, match=words):
         interop.save(tmp_path / "model", ours("llama", "rotary", **change))
 
 
-def test_a_bidirectional_model_has_no_place_where_all_are_causal(tmp_path):
+def test_a_bidirectional_model_does_not_fit_a_causal_layout(tmp_path: Path) -> None:
     with pytest.raises(Refusal, match="in llama causal False would be True"):
         interop.save(tmp_path / "model", ours("llama", "rotary")._replace(causal=False))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_half_precision_is_read_into_float32(dtype, tmp_path):
+def test_half_precision_is_read_into_float32(dtype: str, tmp_path: Path) -> None:
     shutil.copy(FOLDER / "llama" / "config.json", tmp_path)
     rough = {name: jnp.asarray(x, dtype) for name, x in load_file(FOLDER / "llama" / "model.safetensors").items()}
     save_file({name: np.asarray(x) for name, x in rough.items()}, tmp_path / "model.safetensors")
@@ -128,9 +129,9 @@ def test_half_precision_is_read_into_float32(dtype, tmp_path):
     np.testing.assert_array_equal(loaded["embedding"], rough["model.embed_tokens.weight"].astype(jnp.float32))
 
 
-def test_older_spellings_mean_the_same(tmp_path):
-    """`rope_theta` and `rope_scaling` before transformers 5; tensors of a bare model have no prefix; causal masks and a
-    tied head may be among them."""
+def test_older_spellings_mean_the_same(tmp_path: Path) -> None:
+    """transformers before 5 wrote `rope_theta` and `rope_scaling`. The tensors of a model without head have no prefix,
+    and may include causal masks and a tied head."""
     shutil.copytree(FOLDER / "llama_yarn", tmp_path / "llama")
     config = json.loads((tmp_path / "llama" / "config.json").read_text())
     new = config.pop("rope_parameters")

@@ -4,6 +4,7 @@ The default tests cover one encoding of each mechanism. The others differ from o
 curve, which their goldens cover.
 """
 
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from flax import nnx
 from configs.presets import FOR_FEATURES, POSITIONS
 from rope_lm import positional
 from rope_lm.kernels.softmax import WHOLE, blocks
-from rope_lm.positional import Shape
+from rope_lm.positional import PositionalEncoding, Shape
 from rope_lm.positions import Positions, View, contiguous
 from rope_lm.refusal import Refusal
 from tests.models import compiled, encoding, forward, model, position, redrawn, tokens
@@ -31,6 +32,8 @@ class Claims(NamedTuple):
     shift_invariant: bool = True
     sees_order: bool = True
     limited: bool = False
+    bias: bool = False  # adds to the logits by position alone
+    score: bool = False  # adds to the logits by content too
     mechanism: bool = False  # True if the default tests cover it
 
 
@@ -39,13 +42,13 @@ CLAIMS = {
     "none": Claims(sees_order=False, mechanism=True),
     "learned": Claims(shift_invariant=False, limited=True, mechanism=True),
     "sinusoidal": Claims(shift_invariant=False, mechanism=True),
-    "relative_bias": Claims(mechanism=True),
-    "alibi": Claims(),
-    "kerple_log": Claims(),
-    "kerple_power": Claims(mechanism=True),
-    "fire": Claims(shift_invariant=False, mechanism=True),
-    "continuous_bias": Claims(),
-    "sandwich": Claims(),
+    "relative_bias": Claims(bias=True, mechanism=True),
+    "alibi": Claims(bias=True),
+    "kerple_log": Claims(bias=True),
+    "kerple_power": Claims(bias=True, mechanism=True),
+    "fire": Claims(bias=True, shift_invariant=False, mechanism=True),
+    "continuous_bias": Claims(bias=True),
+    "sandwich": Claims(bias=True),
     "rotary": Claims(mechanism=True),
     "rotary_partial": Claims(),
     "rotary_layered": Claims(mechanism=True),
@@ -58,14 +61,12 @@ CLAIMS = {
     "rotary_sinusoidal": Claims(shift_invariant=False),
     "xpos": Claims(mechanism=True),
     "p_rope": Claims(),
-    "shaw": Claims(mechanism=True),
-    "transformer_xl": Claims(mechanism=True),
-    "cope": Claims(mechanism=True),
+    "shaw": Claims(score=True, mechanism=True),
+    "transformer_xl": Claims(score=True, mechanism=True),
+    "cope": Claims(score=True, mechanism=True),
+    "forgetting": Claims(score=True, mechanism=True),
 }
-# Effects of each encoding on attention. Those of the others are on the embeddings alone.
-BIAS = {"relative_bias", "alibi", "kerple_log", "kerple_power", "fire", "continuous_bias", "sandwich"}
-SCORE = {"shaw", "transformer_xl", "cope"}
-ADDS = sorted(BIAS | SCORE)
+ADDS = sorted(name for name, claims in CLAIMS.items() if claims.bias or claims.score)
 BOTH_WAYS = [name for name in CLAIMS if not positional.ENCODINGS[name].looks_back]
 
 
@@ -79,6 +80,12 @@ def each(names: list[str]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("name", [pytest.param(name, marks=mark(name)) for name in names])
 
 
+def remembering(made: PositionalEncoding, x: jax.Array, view: View) -> View:
+    """Return the view of a layer whose input is x, with what an encoding remembers of it."""
+    tokens = replace(view.q, memory=made.remember(x, view.q))
+    return View(tokens, tokens, view.causal)
+
+
 every_encoding = each(sorted(CLAIMS))
 both_ways = each(BOTH_WAYS)
 
@@ -89,8 +96,8 @@ def test_the_tables_of_configs_library_and_claims_have_the_same_keys():
 
 def test_effects_are_found_in_the_hooks():
     found = {name: positional.effects(position(name), SHAPE) for name in CLAIMS}
-    assert {name for name, effects in found.items() if effects.bias} == BIAS
-    assert {name for name, effects in found.items() if effects.score} == SCORE
+    for name, claims in CLAIMS.items():
+        assert (found[name].bias, found[name].score) == (claims.bias, claims.score), name
     assert tuple(name for name, effects in found.items() if effects.features) == FOR_FEATURES
     assert {name for name, effects in found.items() if effects.relative_norms} == {"xpos"}
     assert {effects.head_size for effects in found.values()} == {8}
@@ -161,9 +168,11 @@ def test_parts_of_contiguous_rows_have_the_gradients_of_pairs(name, causal):
     state = redrawn(nnx.State({"position": state}))["position"]
     q, k = jax.random.normal(jax.random.key(0), (2, 2, LENGTH, 4, 8))
     weights = jax.random.normal(jax.random.key(1), (2, 4, LENGTH, LENGTH))
+    x = jax.random.normal(jax.random.key(2), (2, LENGTH, SHAPE.width))
 
     def total(state: nnx.State, q: jax.Array, k: jax.Array, view: View, parts: list) -> jax.Array:
         made, found = positional.at_layer(nnx.merge(graph, state), 1), 0.0
+        view = remembering(made, x, view)
         for queries, keys in parts:
             part = view[queries, keys]
             bias, score = made.bias(part), made.score(q[:, queries], k[:, keys], part)
@@ -242,8 +251,8 @@ def test_any_index_below_the_limit_is_finite_and_one_past_it_is_never_clamped(na
 def test_whatever_an_encoding_adds_is_float32_under_bfloat16(name):
     """bfloat16 rounds 257 to 256, and 1.01 to 1: at far indices an encoding is as exact as in float32."""
     made, at = encoding(position(name, 1024)), contiguous(24, 1000)
-    view = View(at, at, causal=True)
     x = jax.random.normal(jax.random.key(0), (2, 24, 4, 8)).astype(jnp.bfloat16)
+    view = remembering(made, x.reshape(2, 24, 32), View(at, at, causal=True))
     for added in jax.eval_shape(lambda: (made.bias(view), made.score(x, x, view))):
         assert added is None or added.dtype == jnp.float32
     narrow, exact = jax.jit(lambda x: [made.rotate(y, y, view) for y in (x, x.astype(jnp.float32))])(x)
