@@ -1,7 +1,7 @@
 """The interface carries encodings that this project does not have yet: two are defined here and thrown away.
 
-One sums a gate of the layer's input between key and query, and keeps a tree of two arrays per token. The
-other doubles the size of queries and keys.
+One sums a gate of the layer's input between key and query, and remembers a tree of two arrays per token. The other
+doubles the size of queries and keys.
 """
 
 import jax
