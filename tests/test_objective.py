@@ -46,7 +46,7 @@ def test_a_masked_row_has_berts_shares():
 
 
 def test_masks_of_a_step_depend_on_seed_and_step_and_those_of_an_evaluation_on_the_row_alone():
-    made, rows = program("rotary", 2, objective="masked", model={"layers": 1}), random_rows(0, 0)
+    made, rows = program("none", 2, objective="masked", model={"layers": 1}), random_rows(0, 0)
     both = jnp.asarray(np.stack([rows, rows]))
     state = start(made, (0, 0))
 
