@@ -365,7 +365,7 @@ def test_09_a_member_that_diverges_is_frozen_and_the_others_go_on(runs, tmp_path
     runs.run(tmp_path / "one", **wild)
     status = read(tmp_path / "one", "status")
     assert status["status"] == "finished" and list(status["diverged"]) == ["1"] and "member 1 at step" in status["why"]
-    assert [curve.rate for curve in load(tmp_path / "one").runs[0].curves] == [3e-3]
+    assert [curve.learning_rate for curve in load(tmp_path / "one").runs[0].curves] == [3e-3]
     assert call("scripts.report", tmp_path / "one", f"--out={tmp_path / 'report'}").returncode == 0
     assert "member 1 at step" in (tmp_path / "report" / "index.html").read_text()
     runs.run(tmp_path / "one", "step:15:SIGKILL", status=-signal.SIGKILL, **wild | {"steps": 18})

@@ -79,7 +79,8 @@ def test_the_document_of_each_target(sizes: list[int]) -> None:
     text = np.concatenate([np.append(np.ones(size, np.uint16), np.uint16(0)) for size in sizes])
     document = np.repeat(np.arange(len(sizes)), np.array(sizes) + 1)
     windows = batches.Windows(text, LENGTH)
-    for numbers in (np.arange(len(windows)), np.array([0, 1, 5, len(windows) - 1]), np.array([2])):
+    every, last = range(len(windows)), len(windows) - 1
+    for numbers in map(np.array, ([*every], [0, 1, 5, last], *([row] for row in every))):
         targets = np.stack([document[row * LENGTH + 1 : row * LENGTH + 1 + LENGTH] for row in numbers.tolist()])
         found = windows.documents(numbers, separator=0)
         assert found.dtype == np.int32 and found[0, 0] == 0
