@@ -17,7 +17,7 @@ from rope_lm.positions import View, contiguous
 from rope_lm.refusal import Refusal
 from tests.models import PERFORMER, compiled, encoding, model, packed, tokens
 from tests.positional.test_laws import CLAIMS, check_packing
-from tests.programs import program, start
+from tests.programs import program
 
 
 def inputs(length: int, heads: int = 3, size: int = 8) -> tuple[jax.Array, ...]:
@@ -205,14 +205,14 @@ def test_a_mistake_in_the_section_is_refused(change, words):
 
 
 def test_features_are_drawn_again_on_schedule_as_a_function_of_the_seed_and_the_number_of_the_draw():
-    made = program("rotary", 2, model={"attention": PERFORMER})
-    state = start(made, (0, 1))
+    made = program("rotary", model={"attention": PERFORMER})
+    untrained = jax.jit(partial(training.untrained, made.spec))
 
-    def drawn(step: int, member: int) -> np.ndarray:
-        return np.asarray(made.model(state._replace(step=jnp.int32(step)), member).drawn[...])
+    def drawn(step: int, seed: int) -> np.ndarray:
+        return np.asarray(untrained(jnp.uint32(seed), jnp.int32(step))["drawn"])
 
     np.testing.assert_array_equal(drawn(0, 0), drawn(9, 0))
     assert np.abs(drawn(9, 0) - drawn(10, 0)).max() > 0.1, "the eleventh step has another draw"
     assert np.abs(drawn(0, 0) - drawn(0, 1)).max() > 0.1, "another seed has another draw"
     assert np.abs(drawn(0, 0)[0] - drawn(0, 0)[1]).max() > 0.1, "another layer has another draw"
-    assert "drawn" not in state.params and training.STREAMS == ("params", "position", "features", "objective")
+    assert "drawn" not in made.abstract.params and training.STREAMS == ("params", "position", "features", "objective")

@@ -9,7 +9,8 @@ from rope_lm.kernels.shift import by_distance, by_distance_plain, shifted, shift
 from rope_lm.positions import Positions, View, contiguous
 
 every = pytest.mark.all
-SIZES = [(1, 1, 0), (5, 3, 0), (3, 5, 2), (4, 4, 9), (2, 6, -7)]  # queries, keys, index of the first query
+# Queries, keys, index of the first query.
+SIZES = [(1, 1, 0), (3, 5, 2), (2, 6, -7), *(pytest.param(*sizes, marks=every) for sizes in ((5, 3, 0), (4, 4, 9)))]
 LONG = [(65, 65, 0), *(pytest.param(*sizes, marks=every) for sizes in ((200, 200, 0), (16, 80, 64), (64, 200, 100)))]
 
 
@@ -23,8 +24,7 @@ def visible(queries: int, keys: int, start: int, causal: bool) -> tuple[View, ja
 def test_shifting_finds_the_value_of_each_distance_and_its_gradient(causal, queries, keys, start):
     view, seen = visible(queries, keys, start, causal)
     # The value of a distance is that distance: every pair gets its own.
-    by_distance = jnp.broadcast_to(jnp.asarray(view.distances, float), (1, queries, len(view.distances)))
-    np.testing.assert_array_equal(shifted(by_distance, keys) * seen, view.distance * seen)
+    by_distance = jnp.broadcast_to(jnp.asarray(view.distances, float), (2, queries, len(view.distances)))
 
     x = jax.random.normal(jax.random.key(0), (2, queries, len(view.distances)))
     weights = seen * jax.random.normal(jax.random.key(1), (2, queries, keys))
@@ -32,9 +32,10 @@ def test_shifting_finds_the_value_of_each_distance_and_its_gradient(causal, quer
     def run(function) -> list[jax.Array]:
         def weighted(x: jax.Array) -> tuple[jax.Array, jax.Array]:
             values = function(x, keys)
-            return jnp.sum(values * weights), values * seen
+            return jnp.sum(values * weights), (values * seen, function(by_distance, keys) * seen)
 
-        gradient, values = jax.jit(jax.grad(weighted, has_aux=True))(x)
+        gradient, (values, distances) = jax.jit(jax.grad(weighted, has_aux=True))(x)
+        np.testing.assert_array_equal(distances, np.broadcast_to(view.distance * seen, distances.shape))
         return [values, gradient]
 
     for ours, plain in zip(run(shifted), run(shifted_plain), strict=True):

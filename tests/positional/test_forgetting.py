@@ -1,6 +1,7 @@
 """The forget gate, compared with its definition written out."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,7 +15,7 @@ def test_logits_fall_by_the_log_gates_after_a_key_up_to_the_query():
     made = encoding({"name": "forgetting", "gate_bias": 0.5}, layer=1)
     made.offset[...] = jax.random.normal(jax.random.key(0), (4,))
     x = jax.random.normal(jax.random.key(1), (1, 7, 32))
-    at = packed(np.array([[1, 1, 1, 2, 2, 2, 2]]))
+    at = packed(jnp.array([[1, 1, 1, 2, 2, 2, 2]]))
     q = jax.random.normal(jax.random.key(2), (1, 7, 4, 8))
     found = made.score(q, q, remembering(made, x, View(at, at, True)))
     gates = 1 / (1 + np.exp(-(np.asarray(x[0]) @ np.asarray(made.weight[...]) + np.asarray(made.offset[...]))))

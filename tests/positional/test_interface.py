@@ -142,11 +142,11 @@ def test_members_together_equal_each_alone(name):
     graph, states = members[0][0], [state for _, state in members]
     text = tokens(2)
 
-    def loss(state: nnx.State) -> jax.Array:
-        return jnp.square(nnx.merge(graph, state)(text)[0]).mean()
+    def logits(state: nnx.State) -> jax.Array:
+        return nnx.merge(graph, state)(text)[0]
 
-    together = jax.jit(jax.vmap(jax.value_and_grad(loss)))(jax.tree.map(lambda *x: jnp.stack(x), *states))
-    alone = jax.jit(jax.value_and_grad(loss))
+    together = jax.jit(jax.vmap(logits))(jax.tree.map(lambda *x: jnp.stack(x), *states))
+    alone = jax.jit(logits)
     for member, state in enumerate(states):
-        for ours, theirs in zip(jax.tree.leaves(together), jax.tree.leaves(alone(state)), strict=True):
-            np.testing.assert_allclose(ours[member], theirs, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(together[member], alone(state), atol=2e-5)
+    assert jnp.abs(together[0] - together[1]).max() > 0.1
