@@ -103,3 +103,13 @@ def test_cross_entropy_is_the_targets_negative_log_probability():
 def test_a_mistake_in_the_objective_is_refused(change, words):
     with pytest.raises(Refusal, match=words):
         objective.make(BERT | change, vocabulary=10)
+
+
+@pytest.mark.parametrize(("section", "first"), [({"name": "causal"}, 1), (BERT, 0)])
+def test_documents_of_targets_follow_the_targets(section, first):
+    """A causal model predicts the next token, a masked one the token itself."""
+    chosen = objective.make(section, vocabulary=50)
+    rows = jnp.arange(2 * 9).reshape(2, 9)
+    np.testing.assert_array_equal(chosen.targets(rows), rows[:, first : first + 8])
+    example = chosen(rows, jax.random.split(jax.random.key(0), 2))
+    np.testing.assert_array_equal(example.targets, chosen.targets(rows))

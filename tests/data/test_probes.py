@@ -122,7 +122,7 @@ def test_data_of_a_probe(make: Make, tmp_path: Path) -> None:
         (made.validation[i] == valid[np.array([round(each * (len(valid) - 1) / 7)])][0]).all()
         for i, each in enumerate(order)
     )
-    np.testing.assert_array_equal(made.validation_documents, np.arange(8)[:, None].repeat(64, 1))
+    np.testing.assert_array_equal(made.validation_documents, batches.spread(valid, 8)[:, None].repeat(65, 1))
     read = next(made.batches([3], 2, 3)).rows[0]
     np.testing.assert_array_equal(read, batches.draw(made.train, 4, 3, 2))
     assert all(bytes(row.astype(np.uint8)).count(b"|") > 0 for row in read)
