@@ -365,7 +365,7 @@ def test_09_a_member_that_diverges_is_frozen_and_the_others_go_on(runs, tmp_path
     runs.run(tmp_path / "one", **wild)
     status = read(tmp_path / "one", "status")
     assert status["status"] == "finished" and list(status["diverged"]) == ["1"] and "member 1 at step" in status["why"]
-    assert [curve.rate for curve in load(tmp_path / "one").runs[0].curves] == [3e-3]
+    assert [curve.learning_rate for curve in load(tmp_path / "one").runs[0].curves] == [3e-3]
     assert call("scripts.report", tmp_path / "one", f"--out={tmp_path / 'report'}").returncode == 0
     assert "member 1 at step" in (tmp_path / "report" / "index.html").read_text()
     runs.run(tmp_path / "one", "step:15:SIGKILL", status=-signal.SIGKILL, **wild | {"steps": 18})
@@ -421,8 +421,11 @@ def test_10_an_arm_that_is_killed_is_tried_three_times_and_said_to_have_failed(r
 
 @pytest.mark.all
 def test_10_a_device_out_of_memory_says_what_to_lower(runs, tmp_path):
-    said = runs.run(tmp_path, "memory:150", status=1, data__batch=6000)
-    for words in ("out of memory: lower data.batch (6000) or data.length (16)", "fewer than 2 members"):
+    # On one device: with two, the other one would wait for the device that has failed.
+    large = {"model__attention__kernel": "xla", "model__width": 64, "model__heads": 32, "mesh__data": 1}
+    large |= {"data__length": 2048, "data__batch": 2, "data__validation_rows": 2}
+    said = runs.run(tmp_path, "memory:300", status=1, **large)
+    for words in ("out of memory: lower data.batch (2) or data.length (2048)", "fewer than 2 members"):
         assert words in said.splitlines()[-1], said
     assert read(tmp_path, "status")["status"] == "failed"
 
