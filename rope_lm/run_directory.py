@@ -179,6 +179,18 @@ class RunDirectory:
             )
 
 
+def present(workdir: Path, status: dict[str, Any]) -> dict[str, Any]:
+    """Return the status of a run as it is now: "lost" instead of "running" if no process trains it any more."""
+    with suppress(Refusal):  # files cannot be locked here, so nobody can tell
+        if status["status"] == "running" and not holder(workdir):
+            return {
+                **status,
+                "status": "lost",
+                "why": "its process is gone; the same command goes on from its last save",
+            }
+    return status
+
+
 def read(workdir: Path) -> tuple[Any, Any, Any]:
     """Return the config, manifest and status of a run with today's names; None for a file that is missing.
 

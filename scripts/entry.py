@@ -17,7 +17,7 @@ from absl import flags
 from ml_collections import ConfigDict, FieldReference, config_flags
 
 from configs import lm
-from rope_lm import machine, settings
+from rope_lm import machine, settings, signals
 from rope_lm.refusal import Refusal
 
 # Names that other projects give to keys of configs/lm.py.
@@ -41,14 +41,20 @@ def _lossy(stream: TextIO | None) -> TextIO | None:
     return io.TextIOWrapper(raw, stream.encoding, stream.errors, line_buffering=True)
 
 
+def _interrupt(number: int) -> NoReturn:
+    raise KeyboardInterrupt
+
+
 def end(main: Callable[[], int], trains: bool = False) -> NoReturn:
     """Run `main` and exit with its status; an error that a person can fix is one line without a traceback.
 
     The status is 2 for a Refusal, 1 for too little memory or a full disk, and 75 for Ctrl-C when there is nothing to
-    save. A `main` that trains is not ended by output that nobody reads.
+    save, in a `main` that trains also for the other signals that ask it to stop. Such a `main` is not ended by output
+    that nobody reads.
     """
     os.environ.setdefault("NPROC", str(machine.cores()))  # threads of XLA, which does not see a container's quota
     if trains:
+        signals.answer(_interrupt)  # as Ctrl-C, until there is something to save
         sys.stdout, sys.stderr = map(_lossy, (sys.stdout, sys.stderr))
     try:
         sys.exit(main())
@@ -68,7 +74,7 @@ def end(main: Callable[[], int], trains: bool = False) -> NoReturn:
             raise
         _fail(f"{error}: free some space; the same command goes on from the last checkpoint", 1)
     except KeyboardInterrupt:
-        _fail("stopped", 75)
+        _fail("stopped", signals.STOPPED)
 
 
 def start(main: Callable[[], int], usage: str) -> NoReturn:

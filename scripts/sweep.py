@@ -13,7 +13,8 @@ that quick's were chosen from), encodings (every encoding at one learning rate);
 (causal and masked, softmax and Performer), tuned (its grid), sizes, embedding_scale. Before it starts, the sweep
 measures a step of each setting and says how long the whole takes on this machine. An arm that fails does not stop the
 others, and an arm that is killed is tried three times in all. The same command goes on where a sweep was stopped, and
-does not repeat finished arms.
+does not repeat finished arms. Ctrl-C stops it: arms that train save, all are listed, and the status is 75. So do
+SIGTERM, SIGHUP (a closed terminal; not under nohup), SIGUSR1, SIGUSR2 and SIGXCPU (a scheduler's warnings).
 Exit status: 0 all finished, 1 some failed or diverged, 2 a mistake in the command, 75 stopped.
 """
 

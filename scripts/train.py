@@ -12,9 +12,11 @@ Flags change numbers; every key of configs/lm.py can be set:
     --config.steps=500  --config.seeds=0,1,2  --config.optimizer.learning_rate=1e-3  --config.model.position.base=5e5
 
 --deterministic makes XLA give the same bits each time on a GPU (slower; a CPU and a TPU do anyway), and records it.
---dry prints parameters, FLOPs and memory; --time measures the seconds of a step. Both write nothing. Stop a run with
-Ctrl-C or SIGTERM: it saves and exits with status 75, and the same command goes on from there. A finished run is not
-trained again.
+--dry prints parameters, FLOPs and memory; --time measures the seconds of a step. Both write nothing. A finished run
+is not trained again.
+
+Stop a run with Ctrl-C: it saves and exits with status 75, and the same command goes on from there. So do SIGTERM,
+SIGHUP (a closed terminal; not under nohup), SIGUSR1, SIGUSR2 and SIGXCPU (a scheduler's warnings).
 Exit status: 0 finished, 2 a mistake in the command, 4 diverged, 75 stopped, 1 anything else.
 """
 
