@@ -2,6 +2,7 @@
 
 import os
 import re
+from typing import Any
 
 from rope_lm.refusal import Refusal
 
@@ -41,6 +42,23 @@ def pin() -> None:
         found = getattr(jax.config, name, value)
         if getattr(found, "value", found) != value:
             raise Refusal(f"{name} is {found} in a context of the calling program: leave it, every run has {value}")
+
+
+def devices() -> list[Any]:
+    """Return the devices of the platform. Raises Refusal if JAX_PLATFORMS names one that is not here."""
+    import jax
+
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        asked = jax.config.jax_platforms
+        if not asked:
+            raise
+        why = f" ({error})" if str(error) else ""
+        raise Refusal(
+            f"JAX_PLATFORMS={asked}: there is no such device here{why}: unset it, or run scripts/setup.sh where the "
+            "device is"
+        ) from error
 
 
 def recorded() -> dict[str, str]:

@@ -1,5 +1,10 @@
 """Measure how fast training is: per encoding, in ensembles, by depth and by length; a table, JSON and a figure."""
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # also for `python scripts/benchmark.py`
+
 import platform
 import subprocess
 import tempfile
@@ -7,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD

@@ -1,5 +1,10 @@
 """Export a trained run to Hugging Face transformers, as config.json and model.safetensors."""
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # also for `python scripts/convert.py`
+
 from rope_lm.refusal import Refusal
 from scripts import entry
 

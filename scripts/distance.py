@@ -1,5 +1,10 @@
 """Measure how far trained runs look: attention by distance, per layer and head, on validation text."""
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # also for `python scripts/distance.py`
+
 import numpy as np
 from rich.console import Console
 from rich.table import Table

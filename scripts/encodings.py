@@ -1,7 +1,11 @@
 """Print the table of encodings: tests, cost and result of each; draw how each changes a score with distance."""
 
-import json
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # also for `python scripts/encodings.py`
+
+import json
 from typing import Any
 
 import numpy as np

@@ -80,10 +80,9 @@ def end(main: Callable[[], int], trains: bool = False) -> NoReturn:
 def start(main: Callable[[], int], usage: str) -> NoReturn:
     """Parse absl's flags, then `end` a script that trains."""
     if {"-h", "-help", "--help"} & set(sys.argv[1:]):
-        print(usage.strip(), "\n\nFlags:")
-        for flag in flags.FLAGS.flags_by_module_dict()[sys.argv[0]]:
-            print(f"  --{flag.name:<10} {flag.help}")
-        sys.exit(0)
+        known = flags.FLAGS.flags_by_module_dict()[sys.argv[0]]
+        shown = [usage.strip(), "", "Flags:", *(f"  --{flag.name:<10} {flag.help}" for flag in known)]
+        end(lambda: print("\n".join(shown)) or 0)
     # A shell resolves `~` at the beginning of a word only.
     sys.argv = [re.sub("^(--?config=)(~[^:]*)", lambda flag: f"{flag[1]}{path(flag[2])}", word) for word in sys.argv]
     try:

@@ -1,5 +1,10 @@
 """Evaluate runs on texts longer than those that they were trained on."""
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # also for `python scripts/extrapolate.py`
+
 from statistics import mean
 from typing import Any
 

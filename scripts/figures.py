@@ -1,6 +1,9 @@
 """Draw the figures of docs/rotary.md with the project's own rotation."""
 
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # also for `python scripts/figures.py`
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,5 +1,10 @@
 """Generate text with a trained run, printed as it is drawn."""
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # also for `python scripts/generate.py`
+
 import codecs
 import os
 

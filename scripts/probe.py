@@ -1,7 +1,11 @@
 """Measure how often runs trained on a probe answer it, by distance."""
 
-from collections.abc import Sequence
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # also for `python scripts/probe.py`
+
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table

@@ -1,9 +1,12 @@
 """Write the report of sweeps or runs: index.html, summary.json, runs.json, table.csv, table.tex, figures/."""
 
-import json
-import shlex
 import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # also for `python scripts/report.py`
+
+import json
+import shlex
 from typing import Any
 
 from rich import table

@@ -18,6 +18,11 @@ SIGTERM, SIGHUP (a closed terminal; not under nohup), SIGUSR1, SIGUSR2 and SIGXC
 Exit status: 0 all finished, 1 some failed or diverged, 2 a mistake in the command, 75 stopped.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # also for `python scripts/sweep.py`
+
 from absl import flags
 from ml_collections import config_flags
 

@@ -21,8 +21,11 @@ Exit status: 0 finished, 2 a mistake in the command, 4 diverged, 75 stopped, 1 a
 """
 
 import sys
-import textwrap
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # also for `python scripts/train.py`
+
+import textwrap
 
 from absl import flags
 from ml_collections import config_flags

@@ -1,5 +1,10 @@
 """Check run directories: checksums of checkpoints, metrics, members, the batches that were consumed, versions."""
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # also for `python scripts/verify.py`
+
 from scripts import entry
 
 EXAMPLES = """examples:

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from rope_lm import environment, run_directory, training
+from rope_lm import environment, run_directory, sharding, training
 from rope_lm.refusal import Refusal
 from tests.commands import call
 from tests.programs import config, program, start
@@ -78,6 +78,23 @@ def test_a_run_that_goes_on_says_what_changed_in_the_environment(tmp_path, capfd
     with run_directory.RunDirectory(tmp_path, CONFIG, MANIFEST) as run:
         run.begin(1, {})
     assert "environment" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("error", [AssertionError(), RuntimeError("Unable to initialize backend 'cuda'")])
+def test_a_platform_that_is_not_here_is_named(error, monkeypatch):
+    def fail() -> list:
+        raise error
+
+    monkeypatch.setattr(jax, "devices", fail)
+    with pytest.raises(Refusal, match=r"JAX_PLATFORMS=cpu: there is no such device here.*: unset it"):
+        program("none", mesh=sharding.make(1, -1, 1, 1))
+
+
+@pytest.mark.all
+def test_a_platform_that_is_not_here_is_one_line(tmp_path):
+    done = call("scripts.train", "--config=configs/lm.py:data=probe:copy", "--dry", env={"JAX_PLATFORMS": "cuda"})
+    assert done.returncode == 2 and done.stderr.startswith("error: JAX_PLATFORMS=cuda: there is no such device here")
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.all

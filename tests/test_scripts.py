@@ -96,6 +96,25 @@ def test_help_is_worth_reading(script):
     assert 10 < len(done.stdout.splitlines()) < 60
 
 
+def test_a_script_can_be_run_as_a_file_from_any_folder_and_its_help_cut_off(tmp_path):
+    command = f"{sys.executable} {ROOT}/scripts/train.py --help | head -1"
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(command, shell=True, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.stdout == "Train one run: one encoding, one or several seeds.\n" and not done.stderr
+    for script in {*(ROOT / "scripts").glob("*.py")} - {
+        ROOT / "scripts" / name for name in ("__init__.py", "entry.py")
+    }:
+        assert "\nsys.path.insert(0, str(Path(__file__).parents[1]))" in script.read_text(), script
+
+
+@pytest.mark.parametrize("script, words", [
+    ("reproduce", "arguments go to the sweep"), ("setup", "what training needs"),
+])  # fmt: skip
+def test_shell_scripts_have_help_and_begin_nothing_then(script, words):
+    done = subprocess.run([ROOT / "scripts" / f"{script}.sh", "--help"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and words in done.stdout and "#" not in done.stdout
+
+
 MISTAKES = [
     (["scripts.train"], "--config is missing"),
     (["scripts.train", "--config=configs/lm.py"], "--workdir is missing"),
