@@ -70,7 +70,9 @@ def folder(text: str | Path, given: str) -> Path:
     try:
         str(found).encode()
     except UnicodeEncodeError as error:
-        raise Refusal(f"{given}: the path {str(found)!r} is not UTF-8; give one that is") from error
+        raise Refusal(
+            f"{given}: the path {str(found)!r} is not UTF-8; give one that is, in a locale of UTF-8"
+        ) from error
     return found
 
 

@@ -17,7 +17,7 @@ from absl import flags
 from ml_collections import ConfigDict, FieldReference, config_flags
 
 from configs import lm
-from rope_lm import machine, settings, signals
+from rope_lm import environment, machine, settings, signals
 from rope_lm.refusal import Refusal
 
 # Names that other projects give to keys of configs/lm.py.
@@ -52,10 +52,15 @@ def end(main: Callable[[], int], trains: bool = False) -> NoReturn:
     save, in a `main` that trains also for the other signals that ask it to stop. Such a `main` is not ended by output
     that nobody reads.
     """
+    for name in environment.PINNED:  # without effect, but JAX does not start where it cannot read one
+        os.environ.pop(name.upper(), None)
     os.environ.setdefault("NPROC", str(machine.cores()))  # threads of XLA, which does not see a container's quota
     if trains:
         signals.answer(_interrupt)  # as Ctrl-C, until there is something to save
         sys.stdout, sys.stderr = map(_lossy, (sys.stdout, sys.stderr))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # else closed from the start
+            stream.reconfigure(errors="backslashreplace")  # a terminal may not hold every character
     try:
         sys.exit(main())
     except Refusal as refusal:

@@ -115,7 +115,8 @@ class Local:
             env=os.environ | dict(share.environment),
             stdout=output,
             stderr=errors,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
         )
         self.running.add(child)
         if self.stopped:  # by a signal that came before the child was known
