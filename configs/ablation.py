@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from configs import lm
 from configs.presets import FOR_FEATURES, POSITIONS, pick
+from rope_lm.refusal import Refusal
 
 Arm = tuple[str, dict[str, Any]]
 
@@ -75,10 +76,12 @@ def sweep(text: str, sweeps: dict[str, Callable], claims: dict[str, dict[str, An
     (configs/studies.py).
     """
     name, _, shape = text.partition(",")
+    if not name:
+        raise Refusal(f"the config is one of several sweeps: add :NAME to its file, one of {', '.join(sweeps)}")
     arms, base = pick("sweep", name, sweeps), lm.get_config(shape)
     return ConfigDict({"base": base, "arms": dict(arms(base)), "claims": claims.get(name, {})})
 
 
-def get_config(text: str = "quick") -> ConfigDict:
+def get_config(text: str = "") -> ConfigDict:
     """Return the sweep `NAME` or `NAME,scale=...,data=...`."""
     return sweep(text, SWEEPS, {})

@@ -11,7 +11,7 @@ from rope_lm import migrate, settings
 from rope_lm.refusal import Refusal
 
 
-def get_config(path: str) -> ConfigDict:
+def get_config(path: str = "") -> ConfigDict:
     """Return the config in the JSON file at `path`. Raises Refusal if it is missing or not JSON."""
     try:
         with open(settings.path(path, path), encoding="utf-8") as file:

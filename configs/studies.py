@@ -216,6 +216,6 @@ CLAIMS = {
 STUDIES = {"replication": replication, "tuned": tuned, "sizes": sizes, "embedding_scale": embedding_scale}
 
 
-def get_config(text: str = "replication") -> ConfigDict:
+def get_config(text: str = "") -> ConfigDict:
     """Return the study `NAME` or `NAME,scale=...,data=...`, with the `claims` that its report gives verdicts on."""
     return ablation.sweep(text, STUDIES, CLAIMS)

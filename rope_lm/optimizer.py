@@ -78,6 +78,10 @@ def adamw(
     for name, value in positive.items():
         if not value > 0:
             raise Refusal(f"optimizer.{name}={value}: must be above 0")
+    if len({float(jnp.float32(rate)) for rate in learning_rate}) < len(learning_rate):
+        raise Refusal(
+            f"optimizer.learning_rate={tuple(learning_rate)}: each may be given once; equal ones are the same run twice"
+        )
     if not 0 <= weight_decay < float("inf"):
         raise Refusal(f"optimizer.weight_decay={weight_decay}: must be at least 0")
     transform = optax.chain(

@@ -64,11 +64,11 @@ def main() -> int:
         "--out", type=entry.path, help="a folder for benchmark.json and benchmark.svg (nothing is written)"
     )
     arguments = parser.parse_args()
-    scales = arguments.scale.split(",")
+    scales = entry.distinct("--scale", arguments.scale)
     for scale in scales:
         pick("--scale", scale, SCALES)
     pick("--attention", arguments.attention, ATTENTIONS)
-    names = arguments.encodings.split(",")
+    names = entry.distinct("--encodings", arguments.encodings)
     for name in names if arguments.encodings not in LISTS else ():
         pick("--encodings", name, POSITIONS)
     shape = _shape(arguments.shape)

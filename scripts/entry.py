@@ -180,7 +180,15 @@ def multiples(text: str) -> list[int]:
     """Return the numbers of a flag --multiples."""
     if not all(number.isdecimal() and int(number) > 0 for number in text.split(",")):
         raise Refusal(f"--multiples={text}: must be whole numbers of at least 1, with commas")
-    return [int(number) for number in text.split(",")]
+    return [int(number) for number in distinct("--multiples", text)]
+
+
+def distinct(flag: str, text: str) -> list[str]:
+    """Return the values of a flag that are separated by commas. Raises Refusal if one is given twice."""
+    values = text.split(",")
+    if len(set(values)) < len(values):
+        raise Refusal(f"{flag}={text}: each may be given once")
+    return values
 
 
 def path(text: str) -> Path:

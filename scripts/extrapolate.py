@@ -42,7 +42,9 @@ def main() -> int:
         raise Refusal(f"--rows={arguments.rows}: must be at least 1")
     from rope_lm import extrapolation, run_directory, trained
 
-    names = list(extrapolation.SCALINGS) if arguments.scalings is None else arguments.scalings.split(",")
+    names = (
+        list(extrapolation.SCALINGS) if arguments.scalings is None else entry.distinct("--scalings", arguments.scalings)
+    )
     for name in filter(None, names):
         if name not in extrapolation.SCALINGS:
             raise unknown("--scalings", name, extrapolation.SCALINGS)

@@ -36,6 +36,12 @@ def config(text, cache) -> dict:
         ("model", {"position": {"name": "rotery", "base": 1e4}}, "unknown model.position.name 'rotery'"),
         ("model", {"position": {"name": "learned", "limit": 8, "scale": 1.0}}, "encodes indices below 8"),
         ("optimizer", {"learning_rate": ("fast",)}, "optimizer.learning_rate=.*each a finite number"),
+        (
+            "optimizer",
+            {"learning_rate": (1e-3, 2e-3, 0.001)},
+            "each may be given once; equal ones are the same run twice",
+        ),
+        ("optimizer", {"learning_rate": (1e-3, 1e-3 + 1e-12)}, "each may be given once"),  # equal in float32
         ("mesh", {"data": 3}, "mesh .*asks for 3 devices"),
     ],
 )

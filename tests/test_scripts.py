@@ -223,6 +223,15 @@ MISTAKES = [
         "--config.base.optimizer.learning_rate does not reach arms learned, none, relative_bias, rotary, "
         "sinusoidal, which have their own: set it by --config.arms.ARM.optimizer.learning_rate",
     ),
+    (["scripts.sweep", "--config=configs/ablation.py", "--workdir=W"], "add :NAME to its file, one of quick, tuning"),
+    (["scripts.sweep", "--config=configs/studies.py:", "--workdir=W"], "add :NAME to its file, one of replication"),
+    (
+        ["scripts.sweep", "--config=configs/ablation.py:,scale=tiny", "--workdir=W"],
+        "add :NAME to its file, one of quick",
+    ),
+    (["scripts.train", "--config=configs/resolved.py", "--workdir=W"], "name the config.json of a run"),
+    (["scripts.extrapolate", "W", "--multiples=1,2,2"], "--multiples=1,2,2: each may be given once"),
+    (["scripts.benchmark", "--encodings=rotary,none,rotary"], "--encodings=rotary,none,rotary: each may be given once"),
     (["scripts.benchmark", "--scale=tny"], "unknown --scale 'tny': did you mean tiny"),
     (["scripts.benchmark", "--encodings=rotary,rope"], "unknown --encodings 'rope'"),
     (["scripts.benchmark", "--shape=width=0"], "--shape=width=0: must be a whole number of at least 1"),
