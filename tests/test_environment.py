@@ -8,7 +8,6 @@ import pytest
 
 from rope_lm import environment, run_directory, sharding, training
 from rope_lm.refusal import Refusal
-from tests.commands import call
 from tests.programs import config, program, start
 from tests.test_run_directory import CONFIG, MANIFEST, ran
 
@@ -88,32 +87,3 @@ def test_a_platform_that_is_not_here_is_named(error, monkeypatch):
     monkeypatch.setattr(jax, "devices", fail)
     with pytest.raises(Refusal, match=r"JAX_PLATFORMS=cpu: there is no such device here.*: unset it"):
         program("none", mesh=sharding.make(1, -1, 1, 1))
-
-
-@pytest.mark.all
-def test_a_platform_that_is_not_here_is_one_line(tmp_path):
-    done = call("scripts.train", "--config=configs/lm.py:data=probe:copy", "--dry", env={"JAX_PLATFORMS": "cuda"})
-    assert done.returncode == 2 and done.stderr.startswith("error: JAX_PLATFORMS=cuda: there is no such device here")
-    assert len(done.stderr.splitlines()) == 1
-
-
-@pytest.mark.all
-def test_a_run_is_the_same_whatever_jax_is_told_by_the_environment(text, cache, tmp_path):
-    flags = [
-        "steps=1",
-        "every.log=1",
-        "data.length=16",
-        "data.batch=4",
-        "data.validation_rows=4",
-        f"data.cache={cache}",
-    ]
-    words = ["scripts.train", f"--config=configs/lm.py:data=text:{text}", *(f"--config.{flag}" for flag in flags)]
-    hostile = {"JAX_ENABLE_X64": "1", "JAX_DEFAULT_MATMUL_PRECISION": "bfloat16", "JAX_DEFAULT_PRNG_IMPL": "rbg"}
-    hostile |= {"JAX_THREEFRY_PARTITIONABLE": "0", "JAX_NUMPY_RANK_PROMOTION": "raise", "NVIDIA_TF32_OVERRIDE": "1"}
-    for name, env in (("a", {}), ("b", hostile)):
-        done = call(*words, f"--workdir={tmp_path / name}", env=env)
-        assert done.returncode == 0, done.stderr
-    a, b = (run_directory.read_rows(tmp_path / name / "metrics.jsonl") for name in "ab")
-    assert [row["nats"] for row in a] == [row["nats"] for row in b] and len(a) >= 3
-    found = [run_directory.read_json(tmp_path / name / "manifest.json")["environment"] for name in "ab"]
-    assert run_directory.differences(*found) == [("NVIDIA_TF32_OVERRIDE", None, "1")]

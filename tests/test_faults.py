@@ -794,3 +794,47 @@ def main():
 entry.end(main, trains={trains})
 """
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == status
+
+
+# 22. Settings of JAX in the environment (each of them: tests/test_environment.py).
+
+
+@pytest.mark.all
+def test_22_a_run_is_the_same_whatever_jax_is_told_by_the_environment(runs, whole, tmp_path):
+    told = {"JAX_ENABLE_X64": "1", "JAX_DEFAULT_MATMUL_PRECISION": "bfloat16", "JAX_DEFAULT_PRNG_IMPL": "rbg"}
+    told |= {"JAX_THREEFRY_PARTITIONABLE": "0", "JAX_NUMPY_RANK_PROMOTION": "raise", "NVIDIA_TF32_OVERRIDE": "1"}
+    done = call(*runs.command(tmp_path), env=told)
+    assert done.returncode == 0, done.stderr
+    assert_same(whole, tmp_path)
+    found = [read(workdir, "manifest")["environment"] for workdir in (whole, tmp_path)]
+    assert run_directory.differences(*found) == [("NVIDIA_TF32_OVERRIDE", None, "1")]
+
+
+# 23. Characters that stdout cannot hold.
+
+
+@pytest.mark.parametrize("trains", [True, False])
+@pytest.mark.parametrize("env, shown", [
+    ({"PYTHONIOENCODING": "latin-1"}, b"\xe9 \\u2192 \\udcff"),
+    ({"PYTHONIOENCODING": "utf-8"}, "é → \\udcff".encode()),  # a file's name with a byte that is not UTF-8
+    ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, b"\\xe9 \\u2192 \\udcff"),
+])  # fmt: skip
+def test_23_no_character_ends_a_command(env, shown, trains):
+    program = "from scripts import entry; from rich.console import Console; text = '\\xe9 \\u2192 \\udcff'\n"
+    program += f"entry.end(lambda: print(text) or Console().print(text) or 0, trains={trains})"
+    for out in (subprocess.PIPE, subprocess.DEVNULL):
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=ROOT, env=os.environ | env, stdout=out, stderr=subprocess.PIPE
+        )
+        assert done.returncode == 0 and not done.stderr
+        assert done.stdout is None or done.stdout.splitlines() == [shown] * 2
+
+
+# 24. What a user exports or types is checked before work begins (also tests/test_scripts.py, tests/test_trained.py).
+
+
+@pytest.mark.all
+def test_24_a_platform_that_is_not_here_is_one_line():
+    done = call("scripts.train", "--config=configs/lm.py:data=probe:copy", "--dry", env={"JAX_PLATFORMS": "cuda"})
+    assert done.returncode == 2 and done.stderr.startswith("error: JAX_PLATFORMS=cuda: there is no such device here")
+    assert len(done.stderr.splitlines()) == 1

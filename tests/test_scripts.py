@@ -86,23 +86,6 @@ entry.end(lambda: print(os.environ["NPROC"]) or 0)
     assert done.stdout.strip() == "1", done.stderr
 
 
-@pytest.mark.parametrize("trains", [True, False])
-@pytest.mark.parametrize("env, shown", [
-    ({"PYTHONIOENCODING": "latin-1"}, b"\xe9 \\u2192 \\udcff"),
-    ({"PYTHONIOENCODING": "utf-8"}, "é → \\udcff".encode()),  # a file's name with a byte that is not UTF-8
-    ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, b"\\xe9 \\u2192 \\udcff"),
-])  # fmt: skip
-def test_no_character_ends_a_command(env, shown, trains):
-    program = "from scripts import entry; from rich.console import Console; text = '\\xe9 \\u2192 \\udcff'\n"
-    program += f"entry.end(lambda: print(text) or Console().print(text) or 0, trains={trains})"
-    for out in (subprocess.PIPE, subprocess.DEVNULL):
-        done = subprocess.run(
-            [sys.executable, "-c", program], cwd=ROOT, env=os.environ | env, stdout=out, stderr=subprocess.PIPE
-        )
-        assert done.returncode == 0 and not done.stderr
-        assert done.stdout is None or done.stdout.splitlines() == [shown] * 2
-
-
 def test_jax_starts_whatever_pinned_settings_say():
     program = "import os; from scripts import entry; entry.end(lambda: print(os.environ.get('JAX_ENABLE_X64')) or 0)"
     env = os.environ | {"JAX_ENABLE_X64": "maybe"}

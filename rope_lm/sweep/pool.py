@@ -133,7 +133,8 @@ class Local:
         """Write the status of a run that was killed. A run that had begun nothing keeps an earlier status."""
         status = arms.status(self.root, arm)
         if status["status"] in ("lost", "not run"):
-            why = f"killed by {name}: if not by you, for lack of memory; lower data.batch, data.length or seeds"
+            memory = "if not by you, for lack of memory; lower data.batch, data.length or seeds"
+            why = f"killed by {name}: {memory if name == 'SIGKILL' else 'it crashed; its last lines above say why'}"
             with suppress(OSError):  # a full disk
                 run_directory.write_json(self.root / arm / "status.json", {**status, "status": "failed", "why": why})
 
