@@ -242,6 +242,7 @@ def _long(i: int) -> bytes:
     return f"{i:09d}".encode().ljust(100_000, b"x")
 
 
+@pytest.mark.all
 @pytest.mark.skipif(not REVIEWS.exists(), reason="the zip of film reviews is not here")
 def test_a_zip_of_two_thousand_documents(make: Make) -> None:
     made = make(f"text:{REVIEWS}")
