@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from configs import studies
 from rope_lm import loop, settings
 from rope_lm.provenance import provenance
