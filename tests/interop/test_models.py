@@ -129,6 +129,23 @@ def test_half_precision_is_read_into_float32(dtype: str, tmp_path: Path) -> None
     np.testing.assert_array_equal(loaded["embedding"], rough["model.embed_tokens.weight"].astype(jnp.float32))
 
 
+@pytest.mark.parametrize(
+    "name, change",
+    [
+        ("llama", {"rope_scaling": {"type": "default", "rope_theta": 10_000}, "rope_theta": 1e4}),
+        ("llama", {"rope_scaling": {}, "partial_rotary_factor": 1.0}),
+        ("llama_yarn", {"original_max_position_embeddings": 16, "rope_theta": 1e4}),
+        ("neox", {"rope_parameters": None}),
+        ("neox", {"rope_parameters": None, "rotary_emb_base": 10_000, "rotary_pct": 0.25}),
+        ("gpt2", {"n_head": None, "num_attention_heads": 4, "max_position_embeddings": 32}),
+    ],
+)
+def test_options_given_twice_alike_are_read(name: str, change: dict[str, object], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(FOLDER / name, tmp_path / "model"))
+    (folder / "config.json").write_text(json.dumps(options(folder) | change))
+    assert interop.load(folder).section == interop.load(FOLDER / name).section
+
+
 def test_older_spellings_mean_the_same(tmp_path: Path) -> None:
     """transformers before 5 wrote `rope_theta` and `rope_scaling`. The tensors of a model without head have no prefix,
     and may include causal masks and a tied head."""
