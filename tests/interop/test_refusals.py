@@ -161,17 +161,39 @@ def test_missing_or_torn_files_are_refused_in_one_line(tmp_path: Path) -> None:
     assert "is no JSON object" in refused(tmp_path)
     shutil.copy(FOLDER / "llama" / "config.json", tmp_path)
     assert "model.safetensors' is missing (pickled weights are not read)" in refused(tmp_path)
-    (tmp_path / "model.safetensors.index.json").write_text("{}")
-    assert "is cut into several files: save it as one" in refused(tmp_path)
     whole = (FOLDER / "llama" / "model.safetensors").read_bytes()
     for torn in (whole[:1000], whole[:-1], b"", b"\x80\x04" + whole[2:]):
         (tmp_path / "model.safetensors").write_bytes(torn)
         assert "cannot be read (" in refused(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "index, words",
+    [
+        ("{", "index.json' cannot be read ("),
+        ("{}", "index.json' cannot be read ('weight_map')"),
+        ({"lm_head.weight": "other.safetensors"}, "names 'other.safetensors', which is no file beside it"),
+        ({"lm_head.weight": "../part.safetensors"}, "names '../part.safetensors', which is no file beside it"),
+        ({"lm_head.weight": 1}, "names '1', which is no file beside it"),
+        ({"lm_head.weigth": "part.safetensors"}, "part.safetensors' lacks lm_head.weigth, which "),
+        ({"lm_head.weight": "part.safetensors", "a": "half.safetensors"}, "and so does another file"),
+    ],
+)
+def test_an_index_without_its_tensors_is_refused_in_one_line(
+    index: str | dict[str, object], words: str, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(FOLDER / "llama", tmp_path / "model"))
+    content = index if isinstance(index, str) else json.dumps({"weight_map": index})
+    (folder / "model.safetensors.index.json").write_text(content)
+    assert "holds both model.safetensors and model.safetensors.index.json" in refused(folder)
+    (folder / "model.safetensors").rename(folder / "part.safetensors")
+    save_file({"a": np.zeros(1), "lm_head.weight": np.zeros(1)}, folder / "half.safetensors")
+    assert words in refused(folder)
+
+
 def test_an_existing_model_is_not_overwritten(tmp_path: Path) -> None:
     model = interop.load(FOLDER / "llama")
-    for name in ("config.json", "model.safetensors"):
+    for name in ("config.json", "model.safetensors", "model.safetensors.index.json"):
         folder = tmp_path / name
         folder.mkdir()
         (folder / name).write_text("mine")
