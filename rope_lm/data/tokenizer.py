@@ -118,7 +118,7 @@ class BPE(_Subwords):
         import tokenizers
 
         self._coder = tokenizers.Tokenizer.from_str(model.decode())
-        byte_of = {letter: byte for byte, letter in enumerate(_letters())}
+        byte_of = {letter: byte for byte, letter in enumerate(byte_letters())}
         size = self._coder.get_vocab_size()
         pieces = [bytes(byte_of[letter] for letter in self._coder.id_to_token(token)) for token in range(size)]
         super().__init__(model, pieces, {piece[0]: token for token, piece in enumerate(pieces) if len(piece) == 1})
@@ -141,7 +141,7 @@ class BPE(_Subwords):
         letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         coder.pre_tokenizer = pre_tokenizers.Sequence([words, letters])
         trainer = trainers.BpeTrainer(
-            vocab_size=size - 1, min_frequency=2, initial_alphabet=_letters(), show_progress=False
+            vocab_size=size - 1, min_frequency=2, initial_alphabet=byte_letters(), show_progress=False
         )
         coder.train_from_iterator((block.decode("utf-8", "ignore") for block in text), trainer)
         trained = cls(coder.to_str().encode())
@@ -307,7 +307,7 @@ def _escaped(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def _letters() -> list[str]:
+def byte_letters() -> list[str]:
     """Return a letter for every byte, as GPT-2 and Hugging Face do: itself if it is visible, else one from 256 on."""
     visible = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = iter(range(256, 512))

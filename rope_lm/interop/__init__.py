@@ -15,7 +15,8 @@ import numpy as np
 from flax import nnx
 
 from rope_lm import execution, positional, settings
-from rope_lm.interop import files
+from rope_lm.data.tokenizer import Tokenizer
+from rope_lm.interop import files, vocabulary
 from rope_lm.interop.layouts import LAYOUTS, Layout
 from rope_lm.interop.tensors import Tensor
 from rope_lm.refusal import Refusal, unknown
@@ -62,9 +63,10 @@ def load(folder: Path | str) -> Model:
     return model._replace(params=tree)
 
 
-def save(folder: Path | str, model: Model) -> str:
+def save(folder: Path | str, model: Model, coder: Tokenizer | None = None) -> str:
     """Write config.json and model.safetensors into a folder, and return the name of the architecture.
 
+    The tokenizer goes along in tokenizer.json and tokenizer_config.json, unless it is SentencePiece's.
     Raises Refusal, and writes nothing, for a model without a layout and for a folder that holds a model already.
     """
     folder, section = settings.path(str(folder), f"save({str(folder)!r})"), model.section
@@ -80,7 +82,11 @@ def save(folder: Path | str, model: Model) -> str:
     for row in layout.tensors(section, flat):
         for layer, ours in enumerate(flat[row.ours] if row.layered else [flat[row.ours]]):
             tensors |= zip(row.names(layer), row.there(ours), strict=True)
-    files.write(folder, config, layout.sent(config, tensors))
+    objects = {files.CONFIG: config}
+    if coder is not None:
+        config["eos_token_id"] = coder.separator
+        objects |= vocabulary.files(coder, model.length, masked=model.vocabulary > coder.vocabulary)
+    files.write(folder, objects, layout.sent(config, tensors))
     return layout.architecture
 
 

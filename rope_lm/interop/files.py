@@ -72,12 +72,12 @@ def _weights(folder: Path) -> dict[Path, set[str]]:
     return files
 
 
-def write(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> None:
-    """Write the weights, then the config: a folder with a config.json is complete.
+def write(folder: Path, objects: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, np.ndarray]) -> None:
+    """Write the weights, then JSON objects by file name, the config last: a folder with a config.json is complete.
 
     Raises Refusal for a folder that holds a model already.
     """
-    if any((folder / name).exists() for name in (CONFIG, WEIGHTS, INDEX)):
+    if any((folder / name).exists() for name in {CONFIG, WEIGHTS, INDEX, *objects}):
         raise Refusal(f"{str(folder)!r} holds a model already: give a folder that is not there yet")
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{WEIGHTS}.part"
@@ -86,4 +86,5 @@ def write(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, np.ndar
         part.replace(folder / WEIGHTS)
     finally:
         part.unlink(missing_ok=True)
-    write_json(folder / CONFIG, config)
+    for name in sorted(objects, key=CONFIG.__eq__):
+        write_json(folder / name, objects[name])

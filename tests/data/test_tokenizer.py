@@ -248,6 +248,6 @@ def test_a_model_without_byte_fallback_names_the_letter_that_it_lacks() -> None:
 def test_letters_are_those_of_the_package() -> None:
     from tokenizers import pre_tokenizers
 
-    assert sorted(tokenizer._letters()) == sorted(pre_tokenizers.ByteLevel.alphabet())
+    assert sorted(tokenizer.byte_letters()) == sorted(pre_tokenizers.ByteLevel.alphabet())
     shown = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str("é\x00 \n")
-    assert shown[0][0] == "".join(tokenizer._letters()[byte] for byte in "é\x00 \n".encode())
+    assert shown[0][0] == "".join(tokenizer.byte_letters()[byte] for byte in "é\x00 \n".encode())
