@@ -577,7 +577,9 @@ TEXTS = {
     "empty": (lambda path: path.write_bytes(b""), "the file is empty"),
     "empty folder": (lambda path: path.mkdir(), "the folder holds no .txt, .md, .py file"),
     "binary": (lambda path: path.write_bytes(b"\x7fELF\0\0\0" * 99), "is binary"),
+    "binary at its end": (lambda path: path.write_bytes(LINES * 50 + b"\0"), "is binary"),
     "utf-16": (lambda path: path.write_bytes(LINES.decode().encode("utf-16")), "is UTF-16; convert it to UTF-8"),
+    "utf-32": (lambda path: path.write_bytes(LINES.decode().encode("utf-32")), "is UTF-32; convert it to UTF-8"),
     "too short": (
         lambda path: path.write_bytes(b"short"),
         "the training text has 0 rows of 16 tokens, a batch needs 2",

@@ -86,6 +86,48 @@ def test_a_zip_holds_what_its_folder_does(tmp_path: Path, cache: str) -> None:
     assert everything(folder) == everything(packed)
 
 
+def test_what_no_person_wrote_is_left_out(tmp_path: Path, cache: str) -> None:
+    """A folder and a zip of it from macOS's Finder hold the same text as the folder without what programs put there."""
+    names = ("a.txt", "sub/B.TXT", ".notes.md", "sub/c.Py")
+    put = ("._a.txt", "__MACOSX/._a.txt", "__MACOSX/a.txt", ".git/x.md", "sub/.venv/x.py", "v/site-packages/x.py")
+    for folder, chosen in (("clean", names), ("used", (*names, *put))):
+        for name in chosen:
+            path = tmp_path / folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            binary = b"\0\5\26\7" if "._" in name else b""
+            path.write_bytes(binary + f"text of {name}\n".encode() * 100)
+    with zipfile.ZipFile(tmp_path / "used.ZIP", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in (*names, *put):
+            archive.write(tmp_path / "used" / name, name)
+    clean, used, packed = (open_corpus(f"text:{tmp_path / name}", cache) for name in ("clean", "used", "used.ZIP"))
+    assert clean.fingerprint == used.fingerprint == packed.fingerprint
+    assert everything(clean) == everything(used) == everything(packed)
+    assert sum(text.count(b"text of") for texts in everything(clean).values() for text in texts) == 400
+    assert open_corpus(f"text:{tmp_path / 'used' / '.git'}", cache).fingerprint, "named by a person"
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_byte_that_is_no_text_is_found_anywhere(tmp_path: Path, cache: str, packed: bool) -> None:
+    content = b"a line\n" * 2_000_000 + b"\0" + b"a line\n"
+    path = tmp_path / "a.txt"
+    path.write_bytes(content)
+    if packed:
+        with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_STORED) as archive:
+            archive.write(path, "a.txt")
+        path = tmp_path / "a.zip"
+    with pytest.raises(Refusal, match=r"'a.txt' is binary, or UTF-16 without its mark \(byte 14,000,000 is NUL\)"):
+        open_corpus(f"text:{path}", cache)
+
+
+@pytest.mark.parametrize("encoding", ["UTF-16", "UTF-16-BE", "UTF-32", "UTF-32-BE"])
+def test_another_encoding_is_named(tmp_path: Path, cache: str, encoding: str) -> None:
+    mark = "\ufeff" if encoding.endswith("BE") else ""
+    (tmp_path / "a.txt").write_bytes(f"{mark}a line\n".encode(encoding))
+    name = encoding.removesuffix("-BE")
+    with pytest.raises(Refusal, match=f"is {name}; convert it to UTF-8 first: iconv -f {name} -t UTF-8"):
+        open_corpus(f"text:{tmp_path / 'a.txt'}", cache)
+
+
 def test_a_change_of_one_byte_is_another_fingerprint(make: Make, tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("abc\n" * 500)
