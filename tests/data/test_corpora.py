@@ -280,6 +280,42 @@ def test_a_large_tfds_dataset_is_divided_without_holding_it(
     assert b"".join(few["train"] + few["validation"] + few["test"]).count(b"x") == 200_000 - 18
 
 
+def test_the_fingerprint_of_a_tfds_dataset_is_of_its_text(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two folders hold the same version of a dataset, of the same lengths, with one letter changed."""
+    import tensorflow_datasets as tfds
+
+    class Edited(tfds.core.GeneratorBasedBuilder):
+        VERSION, words = tfds.core.Version("1.0.0"), "first words\n" * 99
+
+        def _info(self) -> tfds.core.DatasetInfo:
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict({"text": tfds.features.Text()})
+            )
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+            return {"train": self._generate_examples(), "extra": self._generate_examples()}
+
+        def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
+            yield from ((i, {"text": self.words}) for i in range(3))
+
+    def prepared(folder: str) -> dict[str, str]:
+        monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path / folder))
+        return make("tfds:edited", split="train").fingerprint
+
+    first = prepared("a")
+    assert prepared("again") == first, "the same text, prepared elsewhere"
+    monkeypatch.setattr(Edited, "words", "other words\n" * 99)
+    assert prepared("a") == first, "prepared before"
+    other = prepared("b")
+    assert other["text"] != first["text"] and other["tokens"] != first["tokens"]
+    (records,) = (tmp_path / "b").glob("edited/1.0.0/*-train.*")
+    records.unlink()
+    with pytest.raises(Refusal, match=r"data=tfds:edited: '/.*-train.* cannot be read .*prepare it again"):
+        prepared("b")
+
+
 def _long(i: int) -> bytes:
     return f"{i:09d}".encode().ljust(100_000, b"x")
 
