@@ -211,11 +211,25 @@ def test_a_run_directory_carries_its_tokenizer(tmp_path: Path, text: Path, cache
         ("sentencepiece:TEXT", "is no SentencePiece model: give the .model file"),
         ("sentencepiece:EMPTY", "is no SentencePiece model: give the .model file"),
         ("sentencepiece:HUGE", "a vocabulary of 65,536 tokens is above 65,535"),
+        (
+            "sentencepiece:WORDS",
+            r"WORDS gives .* back for b'a  b': every text must come back byte by byte; give a Sent",
+        ),
+        ("sentencepiece:SPACELESS", r"SPACELESS gives .* back for b'a  b': every text must come back"),
+        ("sentencepiece:DAMAGED", r"DAMAGED is damaged \(.*byte piece <0xZZ> is invalid"),
         ("sentencepiece:CLOSED", r"has no piece for b'\\n' .*--byte_fallback=true"),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path: Path, text: Path, make: Make, name: str, words: str) -> None:
-    files = {"TEXT": text.read_bytes, "EMPTY": bytes, "HUGE": _huge, "CLOSED": piece_model}
+    files = {
+        "TEXT": text.read_bytes,
+        "EMPTY": bytes,
+        "HUGE": _huge,
+        "CLOSED": piece_model,
+        "WORDS": lambda: piece_model(byte_fallback=True, model_type="word"),
+        "SPACELESS": lambda: _renamed("▁", "QQ"),
+        "DAMAGED": lambda: _renamed("<0x0A>", "<0xZZ>"),
+    }
     kind, _, rest = name.partition(":")
     if rest in files:
         (tmp_path / rest).write_bytes(files[rest]())
@@ -233,6 +247,23 @@ def _huge() -> bytes:
     for i in range(65_534):
         made.pieces.add(piece=f"piece{i}", score=-i)
     return made.SerializeToString()
+
+
+def _renamed(piece: str, name: str) -> bytes:
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto
+
+    made = ModelProto.FromString(piece_model(byte_fallback=True))
+    next(each for each in made.pieces if each.piece == piece).piece = name
+    return made.SerializeToString()
+
+
+def test_a_run_whose_tokenizer_changes_text_is_refused(tmp_path: Path, coders: dict[str, tokenizer.Tokenizer]) -> None:
+    """The fingerprint is of what decides a token, and a normalizer added by hand is none of it."""
+    coders["bpe"].save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"normalizer": {"type": "Lowercase"}}))
+    with pytest.raises(Refusal, match=r"tokenizer.json is damaged \(tokenizer.json gives b'na.* back for b'na.* CAF"):
+        tokenizer.load("bpe:600", tmp_path, coders["bpe"].fingerprint)
 
 
 def test_a_model_without_byte_fallback_names_the_letter_that_it_lacks() -> None:
