@@ -26,6 +26,10 @@ class Objective(Protocol):
     causal: bool  # True if no token may see a token after it
     vocabulary: int  # of the model: the text's, plus what the objective adds
 
+    def targets(self, rows: Int[Array, "B W"]) -> Int[Array, "B T"]:
+        """Return the entry of each target in rows with one entry per token."""
+        ...
+
     def __call__(self, rows: Int[Array, "B W"], keys: Key[Array, "B"]) -> Example:
         """Return the example of each row. Its random parts depend on the row's key alone."""
         ...
@@ -39,8 +43,12 @@ class Causal:
     def __init__(self, *, vocabulary: int):
         self.vocabulary = vocabulary
 
+    def targets(self, rows: Int[Array, "B W"]) -> Int[Array, "B T"]:
+        """Return the next entry."""
+        return rows[:, 1:]
+
     def __call__(self, rows: Int[Array, "B W"], keys: Key[Array, "B"]) -> Example:
-        return Example(rows[:, :-1], rows[:, 1:], jnp.ones(rows[:, 1:].shape, jnp.float32))
+        return Example(rows[:, :-1], self.targets(rows), jnp.ones(rows[:, 1:].shape, jnp.float32))
 
 
 class Masked:
@@ -66,8 +74,12 @@ class Masked:
         self.mask_rate, self.mask_share, self.random_share = mask_rate, mask_share, random_share
         self.vocabulary = vocabulary + 1  # the last is the mask token
 
+    def targets(self, rows: Int[Array, "B W"]) -> Int[Array, "B T"]:
+        """Return the entry at the same place."""
+        return rows[:, :-1]
+
     def __call__(self, rows: Int[Array, "B W"], keys: Key[Array, "B"]) -> Example:
-        return Example(*jax.vmap(self._row)(rows[:, :-1], keys))
+        return Example(*jax.vmap(self._row)(self.targets(rows), keys))
 
     def _row(self, tokens: Int[Array, "T"], key: Key[Array, ""]) -> tuple[Array, Array, Array]:
         choice, how, replacement = jax.random.split(key, 3)

@@ -71,9 +71,10 @@ class Plan:
 
     @cached_property
     def documents(self) -> training.Documents:
-        """The documents of the validation rows."""
-        number = self.data.validation_documents
-        return training.Documents(jnp.asarray(number), int(number.max()) + 1)
+        """The documents of the validation rows' targets, numbered from 0 in the order of the text."""
+        targets = np.asarray(self.program.objective.targets(jnp.asarray(self.data.validation_documents)))
+        found, number = np.unique(targets, return_inverse=True)
+        return training.Documents(jnp.asarray(number.reshape(targets.shape), jnp.int32), len(found))
 
     @cached_property
     def compiled(self) -> Compiled:

@@ -154,8 +154,8 @@ class RunDirectory:
 
     def _report_changes(self, before: Mapping[str, Any], segment: Mapping[str, Any]) -> None:
         name, step = self.workdir.name, segment["step"]
-        facts = ({key: entry.get(key) for key in FACTS} for entry in (before, segment))
-        for key, was, now in differences(*facts):
+        facts = [{key: entry.get(key) for key in FACTS} for entry in (before, segment)]
+        for key, was, now in differences(facts[0], facts[1]):
             print(f"{name}: {key} changed from {was} to {now}", file=sys.stderr)
         if (stood := (self.status or {"step": 0})["step"]) > step:
             print(f"{name}: stood at step {stood}, goes on from step {step}", file=sys.stderr)

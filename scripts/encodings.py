@@ -14,50 +14,34 @@ ROOT = Path(__file__).parents[1]
 EXAMPLES = """examples:
   python -m scripts.encodings
   python -m scripts.encodings --report=report/summary.json --benchmark=bench/benchmark.json
-  python -m scripts.encodings --out=results/encodings        decay.svg and decay.png besides
+  python -m scripts.encodings --out=results/encodings        decay.svg, decay.png, shift_invariant.json besides
 
 Shift invariance is measured here: the logits of a small random model when all positions are shifted by 1,000 tokens.
 exit status: 0, or 2 for a mistake in the command."""
 HEAD = 64  # size of a head in the figure
 UNSHAPED = ("relative_bias", "fire", "continuous_bias")  # their curves are random before training
-HEADS = ("encoding", "compared with", "shift-invariant", "its parameters", "step over none", "final nats", "read at 4x")
 
 
 def main() -> int:
     parser = entry.parser("encodings", __doc__, EXAMPLES)
-    parser.add_argument(
-        "--report", default=str(ROOT / "results/encodings/summary.json"), help="summary.json of a report"
-    )
-    parser.add_argument("--benchmark", default=str(ROOT / "results/encodings/benchmark.json"), help="its JSON")
-    parser.add_argument("--out", type=Path, help="a folder for the figure of decay (nothing is drawn)")
+    archive = ROOT / "results/encodings"
+    parser.add_argument("--report", type=Path, default=archive / "summary.json", help="summary.json of a report")
+    parser.add_argument("--benchmark", type=Path, default=archive / "benchmark.json", help="its JSON")
+    parser.add_argument("--out", type=Path, help="a folder for the files above (nothing is written)")
     arguments = parser.parse_args()
-    arms = {arm["encoding"]: arm for arm in _read(arguments.report, "arms")}
-    measured = [row for row in _read(arguments.benchmark, "rows") if row.get("overhead") is not None]
-    speeds = {row["encoding"]: row for row in measured if row["scale"] == "tiny"}
-    goldens = json.loads((ROOT / "tests/goldens/index.json").read_text())["goldens"]
-    sources = {golden["position"]["name"]: golden["source"] for golden in reversed(goldens.values())}
+    from rope_lm.analysis import documents
     from rope_lm.positional import ENCODINGS
 
-    print("| " + " | ".join(HEADS) + " |")
-    print("|" + "---|" * len(HEADS))
-    for name in ENCODINGS:
-        arm, speed = arms.get(name), speeds.get(name)
-        cells = [
-            name,
-            ", ".join(sources.get(name, "").split(", ")[:2]).split("(")[0].strip(),  # the source, and the place in it
-            "yes" if shift_invariant(name) else "no",
-            f"{arm['parameters_position']:,}" if arm else "",
-            f"{100 * speed['overhead']:+.1f}%" if speed and name != "none" else "",
-            f"{arm['final_nats']['mean']:.3f}" if arm else "",
-            _longer(arm["beyond"]) if arm else "",
-        ]
-        print("| " + " | ".join(cells) + " |")
+    report, benchmark = documents.summary(arguments.report), documents.read(arguments.benchmark)
+    goldens = documents.read(ROOT / "tests/goldens/index.json")
+    invariant = {name: shift_invariant(name) for name in ENCODINGS}
+    print(documents.encoding_table(report, benchmark, goldens, invariant), end="")
     if arguments.out:
-        _draw(arguments.out)
+        _write(arguments.out, invariant)
     return 0
 
 
-def _draw(out: Path) -> None:
+def _write(out: Path, invariant: dict[str, bool]) -> None:
     from rope_lm.analysis import figures
     from rope_lm.positional import ENCODINGS
 
@@ -75,6 +59,7 @@ def _draw(out: Path) -> None:
     bound = upper_bound(frequencies(HEAD, 10_000.0), distances)
     try:
         out.mkdir(parents=True, exist_ok=True)
+        (out / "shift_invariant.json").write_text(json.dumps(invariant, indent=1) + "\n", encoding="utf-8")
         figures.save(figures.decay(distances, kept, bound / bound[0], added), out / "decay")
     except OSError as error:
         raise Refusal(f"--out={str(out)!r} cannot be written ({error.strerror}): choose another folder") from error
@@ -82,7 +67,6 @@ def _draw(out: Path) -> None:
 
 def _encoding(name: str) -> Any:
     """Build an encoding from its config row, as a layer sees it, for eight heads of size 64."""
-    import jax
     from flax import nnx
 
     from configs.presets import POSITIONS
@@ -93,8 +77,7 @@ def _encoding(name: str) -> Any:
     row |= {"bases": POSITIONS[name]["bases"][:1]} if "bases" in row else {}
     shape = positional.Shape(8 * HEAD, 8, HEAD, layers=1, causal=True)
     encoding = positional.make(row, shape=shape, rngs=nnx.Rngs(0, position=1))
-    graph, layered, shared = nnx.split(encoding, positional.is_layered, ...)
-    return nnx.merge(graph, jax.tree.map(lambda x: x[0], layered), shared)
+    return positional.at_layer(encoding, 0)
 
 
 def _kept(encoding: Any, distances: np.ndarray) -> np.ndarray:
@@ -121,21 +104,6 @@ def _added(encoding: Any, distances: np.ndarray) -> np.ndarray:
     text = contiguous(int(distances.max()) + 1)
     bias = np.asarray(encoding.bias(View(text[-1:], text, causal=True)))[0, :, 0, ::-1][:, distances]
     return bias - bias[:, :1]
-
-
-def _read(path: str, key: str) -> list[dict[str, Any]]:
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))[key]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Refusal(
-            f"{path!r} cannot be read ({error}): give the file that a report, or the benchmark, wrote"
-        ) from error
-
-
-def _longer(rows: list[dict[str, Any]]) -> str:
-    """Return what reading four times the trained length adds to the loss."""
-    mean = {row["multiple"]: sum(row["apart"]) / len(row["apart"]) for row in rows if not row["scaling"]}
-    return f"{mean[4] - mean[1]:+.2f}" if {1, 4} <= mean.keys() else "refused" if 1 in mean else ""
 
 
 def shift_invariant(name: str) -> bool:

@@ -17,8 +17,8 @@ EXAMPLES = """examples:
 
 The same validation text is read in pieces of 1, 2, 4 and 8 times the trained length: once in pieces that do not overlap
 (apart), and once in windows that do (sliding), so that every token has a long context. A rotary run is also read with
-scaled rotary (rotary_linear, rotary_ntk, yarn), by the factor by which the text is longer, without training. Results are
-written to extrapolation.json in each run's folder.
+scaled rotary (rotary_linear, rotary_ntk, yarn), by the factor by which the text is longer, without training. Results
+are written to extrapolation.json in each run's folder.
 exit status: 0, or 2 for a mistake in the command."""
 
 

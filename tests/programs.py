@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from configs.presets import OBJECTIVES
 from rope_lm import sharding, training
+from tests import models
 from tests.models import VOCABULARY, position, section
 
 LENGTH, BATCH = 16, 4
@@ -26,6 +27,14 @@ OPTIMIZER = {
     "gradient_clip": 1.0,
     "accumulation_steps": 1,
 }
+
+PERFORMER = {**models.PERFORMER, "redraw": 3}  # random features that are drawn again within a test
+
+
+def smallest(name: str) -> dict[str, Any]:
+    """The changes to a model's section that make it the smallest in which an encoding acts."""
+    layers = {"layers": 2 if name == "rotary_layered" else 1}
+    return layers | ({"attention": PERFORMER} if name == "rotary_features" else {})
 
 
 def config(

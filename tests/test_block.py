@@ -13,7 +13,9 @@ from tests.programs import BATCH, program, rows, start
 
 # gpt2's pieces are among those of ours and bert; ours is trained by most other tests.
 ALL = {"gpt2", "ours"}
-every_block = pytest.mark.parametrize("name", sorted(BLOCKS))
+every_block = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.all if name in ALL else ()) for name in sorted(BLOCKS)]
+)
 
 
 def test_each_row_is_a_style_and_each_piece_is_in_some_row():
@@ -28,9 +30,7 @@ def test_cached_decoding_equals_the_full_forward_pass(name):
     np.testing.assert_allclose(made.decoded(text, 8), made.whole(text), atol=2e-5)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.all if name in ALL else ()) for name in sorted(BLOCKS)]
-)
+@every_block
 def test_every_parameter_is_trained_and_a_row_is_learned(name):
     made = program("rotary", model={"block": BLOCKS[name]})
     state = start(made, (0,))

@@ -23,9 +23,10 @@ import orbax.checkpoint as ocp
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rope_lm import data, distance, machine, run_directory
+from rope_lm import data, distance, interop, machine, run_directory
 from rope_lm.analysis import load
 from rope_lm.checkpoint import damage
+from rope_lm.data import tokenizer
 from rope_lm.refusal import Refusal
 from rope_lm.verification import verify
 from tests.commands import ROOT, Fork, call, fork
@@ -365,7 +366,7 @@ def test_09_a_member_that_diverges_is_frozen_and_the_others_go_on(runs, tmp_path
     runs.run(tmp_path / "one", **wild)
     status = read(tmp_path / "one", "status")
     assert status["status"] == "finished" and list(status["diverged"]) == ["1"] and "member 1 at step" in status["why"]
-    assert [curve.rate for curve in load(tmp_path / "one").runs[0].curves] == [3e-3]
+    assert [curve.learning_rate for curve in load(tmp_path / "one").runs[0].curves] == [3e-3]
     assert call("scripts.report", tmp_path / "one", f"--out={tmp_path / 'report'}").returncode == 0
     assert "member 1 at step" in (tmp_path / "report" / "index.html").read_text()
     runs.run(tmp_path / "one", "step:15:SIGKILL", status=-signal.SIGKILL, **wild | {"steps": 18})
@@ -421,8 +422,11 @@ def test_10_an_arm_that_is_killed_is_tried_three_times_and_said_to_have_failed(r
 
 @pytest.mark.all
 def test_10_a_device_out_of_memory_says_what_to_lower(runs, tmp_path):
-    said = runs.run(tmp_path, "memory:150", status=1, data__batch=6000)
-    for words in ("out of memory: lower data.batch (6000) or data.length (16)", "fewer than 2 members"):
+    # On one device: with two, the other one would wait for the device that has failed.
+    large = {"model__attention__kernel": "xla", "model__width": 64, "model__heads": 32, "mesh__data": 1}
+    large |= {"data__length": 2048, "data__batch": 2, "data__validation_rows": 2}
+    said = runs.run(tmp_path, "memory:300", status=1, **large)
+    for words in ("out of memory: lower data.batch (2) or data.length (2048)", "fewer than 2 members"):
         assert words in said.splitlines()[-1], said
     assert read(tmp_path, "status")["status"] == "failed"
 
@@ -763,6 +767,19 @@ def test_20_nothing_in_the_code_executes_data():
                 assert node.func.id not in ("eval", "exec", "compile", "__import__"), f"{path}:{node.lineno}"
             for alias in node.names if isinstance(node, ast.Import | ast.ImportFrom) else ():
                 assert alias.name.split(".")[0] not in ("pickle", "marshal", "shelve", "dill", "yaml"), path
+
+
+def test_20_a_model_that_says_two_things_and_a_tokenizer_that_changes_text_are_refused(tmp_path):
+    model = Path(shutil.copytree(ROOT / "tests" / "goldens" / "models" / "llama", tmp_path / "model"))
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"rope_scaling": {"type": "linear", "factor": 4.0}}))
+    with pytest.raises(Refusal, match=r"rope_parameters=.* and rope_scaling=.* differ"):
+        interop.load(model)
+    coder = tokenizer.BPE.train([LINES], 260)
+    content = json.loads(coder.model) | {"normalizer": {"type": "Lowercase"}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(Refusal, match=r"tokenizer.json is damaged .*every text must come back byte by byte"):
+        tokenizer.load("bpe:260", tmp_path, coder.fingerprint)
 
 
 # 21. Nobody reads what a run says.

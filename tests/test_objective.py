@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rope_lm import objective
+from rope_lm import objective, training
 from rope_lm.refusal import Refusal
 from rope_lm.training import Documents, State
 from tests.programs import BATCH, LENGTH, program, start
@@ -45,8 +45,14 @@ def test_a_masked_row_has_berts_shares():
     assert np.abs(chosen.mean(0) - 0.15).max() < 0.08, "no place is preferred"
 
 
-def test_masks_of_a_step_depend_on_seed_and_step_and_those_of_an_evaluation_on_the_row_alone():
-    made, rows = program("rotary", 2, objective="masked", model={"layers": 1}), random_rows(0, 0)
+@pytest.fixture(scope="module")
+def made() -> training.Program:
+    """Two members that predict masked tokens."""
+    return program("none", 2, objective="masked", model={"layers": 1})
+
+
+def test_masks_of_a_step_depend_on_seed_and_step_and_those_of_an_evaluation_on_the_row_alone(made):
+    rows = random_rows(0, 0)
     both = jnp.asarray(np.stack([rows, rows]))
     state = start(made, (0, 0))
 
@@ -68,12 +74,10 @@ def test_masks_of_a_step_depend_on_seed_and_step_and_those_of_an_evaluation_on_t
     assert evaluated.tokens.sum() == BATCH * round(0.15 * LENGTH)
 
 
-def test_the_loss_of_a_masked_program_is_that_of_the_chosen_tokens_alone():
-    made = program("none", objective="masked", model={"layers": 1})
-    state = start(made, (0,))
-    rows = jnp.zeros((BATCH, LENGTH + 1), jnp.int32)
+def test_the_loss_of_a_masked_program_is_that_of_the_chosen_tokens_alone(made):
+    state, rows = start(made, (0, 0)), random_rows(0, 1)
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(jnp.arange(BATCH))
-    example = made.objective(rows, keys)
+    example = made.objective(jnp.asarray(rows), keys)
     logits, _ = made.model(state, 0)(example.inputs)
     nats = objective.cross_entropy(logits, example.targets)
     found = made.evaluate(state, rows, Documents(jnp.zeros((BATCH, LENGTH), jnp.int32), 1))
@@ -99,3 +103,13 @@ def test_cross_entropy_is_the_targets_negative_log_probability():
 def test_a_mistake_in_the_objective_is_refused(change, words):
     with pytest.raises(Refusal, match=words):
         objective.make(BERT | change, vocabulary=10)
+
+
+@pytest.mark.parametrize(("section", "first"), [({"name": "causal"}, 1), (BERT, 0)])
+def test_documents_of_targets_follow_the_targets(section, first):
+    """A causal model predicts the next token, a masked one the token itself."""
+    chosen = objective.make(section, vocabulary=50)
+    rows = jnp.arange(2 * 9).reshape(2, 9)
+    np.testing.assert_array_equal(chosen.targets(rows), rows[:, first : first + 8])
+    example = chosen(rows, jax.random.split(jax.random.key(0), 2))
+    np.testing.assert_array_equal(example.targets, chosen.targets(rows))

@@ -18,7 +18,7 @@ import pytest
 from configs.presets import BLOCKS
 from rope_lm import positional, sharding
 from rope_lm.refusal import Refusal
-from tests import models
+from tests.programs import smallest
 
 Ask = Callable[..., Any]
 ALONE, MIXED = (1, 1, 1, 1), (1, 2, 2, 2)
@@ -26,8 +26,7 @@ ALONE, MIXED = (1, 1, 1, 1), (1, 2, 2, 2)
 MESHES = [(2, 1, 1, 1), (1, 8, 1, 1), (1, 1, 8, 1), (1, 1, 1, 4), (2, 4, 1, 1), (2, 2, 2, 1), (2, 1, 2, 2), MIXED]
 BY_DEFAULT = [(2, 4, 1, 1), (2, 1, 2, 2)]
 VMAP, TURNS = {"members_in_turn": False}, {"members_in_turn": True}  # as accelerators do it, and as a CPU does
-ONE_LAYER = {"layers": 1}
-PERFORMER = {"attention": {**models.PERFORMER, "redraw": 3}, **ONE_LAYER}  # drawn again within a test
+IN_PIECES = {"optimizer": {"accumulation_steps": 2}, "model": {"layers": 1}}
 
 
 @pytest.fixture(scope="module")
@@ -85,19 +84,16 @@ def test_eight_devices_compute_what_one_does(ask, sizes):
     for name in positional.ENCODINGS if name != "rotary"
 ])  # fmt: skip
 def test_every_encoding_is_the_same_on_several_devices(ask, name):
-    agree(ask, name, MIXED, VMAP, {"model": PERFORMER if name == "rotary_features" else ONE_LAYER})
+    agree(ask, name, MIXED, VMAP, {"model": smallest(name)})
 
 
-@pytest.mark.parametrize("name, model, sizes", [
-    ("rotary_features", PERFORMER, (1, 4, 1, 1)),
-    *(pytest.param("rotary", ONE_LAYER, sizes, marks=pytest.mark.all) for sizes in ((1, 4, 1, 1), MIXED)),
+@pytest.mark.parametrize("name, sizes", [
+    ("rotary_features", (1, 4, 1, 1)),
+    *(pytest.param("rotary", sizes, marks=pytest.mark.all) for sizes in ((1, 4, 1, 1), MIXED)),
 ])  # fmt: skip
-def test_random_draws_are_the_same_on_every_mesh(ask, name, model, sizes):
-    """Those of each row's masked tokens, and of each member's random features."""
-    agree(ask, name, sizes, TURNS, {"objective": "masked", "model": model})
-
-
-IN_PIECES = {"optimizer": {"accumulation_steps": 2}, "model": ONE_LAYER}
+def test_random_draws_are_the_same_on_every_mesh(ask, name, sizes):
+    """Masked tokens are drawn for each row, random features for each member."""
+    agree(ask, name, sizes, TURNS, {"objective": "masked", "model": smallest(name)})
 
 
 @pytest.mark.parametrize("sizes", [(1, 4, 1, 1), pytest.param(MIXED, marks=pytest.mark.all)])
@@ -109,7 +105,7 @@ def test_every_device_has_rows_of_every_piece(ask, name, sizes):
 @pytest.mark.all
 @pytest.mark.parametrize("block", ["llama", "neox", "bert"])
 def test_other_blocks_are_the_same_on_several_devices(ask, block):
-    agree(ask, "rotary", MIXED, VMAP, {"model": {"block": BLOCKS[block], **ONE_LAYER}})
+    agree(ask, "rotary", MIXED, VMAP, {"model": {"block": BLOCKS[block], "layers": 1}})
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     (["scripts.generate", "--workdir=R/rotary", "--seed=4294967296"], r"below 2\*\*32"),
     (["scripts.generate", "--workdir=R/rotary", "--member=2"], "the run has 2 members"),
     (["scripts.generate", "--workdir=R/none"], "holds no run"),
-    (["scripts.convert", "--workdir=R/rotary", "--out=R/rotary/hf"], "lies in the run's own folder"),
+    (["scripts.convert", "--workdir=R/rotary", "--out=R/rotary/hf"], "is inside the run's own folder"),
     (["scripts.probe", "R/rotary", "--rows=0"], "--rows=0: must be at least 1"),
     (["scripts.extrapolate", "R/none"], "holds no run"),
     (["scripts.extrapolate", "R", "--multiples=1,3,4"], "each must divide the greatest"),
@@ -229,7 +229,7 @@ def test_the_report_draws_what_was_read(runs, tmp_path):
 
 
 def test_weights_are_those_of_attention(runs):
-    """Those of the first layer, written out from the block's own matrices: softmax of q k / sqrt(H)."""
+    """Compared with softmax(q k / sqrt(H)) of the first layer, from the block's own matrices."""
     model = trained.load(runs / "learned").models[0]
     tokens = jnp.arange(LENGTH)[None]
     graph, blocks = nnx.split(model.blocks)

@@ -16,11 +16,20 @@ from rope_lm.refusal import Refusal
 from rope_lm.training import Documents
 from rope_lm.transformer import PLAIN
 from scripts import entry
-from tests import models
 from tests.models import VOCABULARY
-from tests.programs import BATCH, LEARNING_RATE, LENGTH, by_path, config, program, rows, start, train
-
-PERFORMER = {**models.PERFORMER, "redraw": 3}  # drawn again within a test
+from tests.programs import (
+    BATCH,
+    LEARNING_RATE,
+    LENGTH,
+    PERFORMER,
+    by_path,
+    config,
+    program,
+    rows,
+    smallest,
+    start,
+    train,
+)
 
 
 @cache
@@ -36,8 +45,8 @@ def by_mechanism(*names: str) -> list:
 
 @pytest.mark.parametrize("name", by_mechanism("relative_bias", "rotary_features"))
 def test_a_member_equals_its_seed_alone(name):
-    changes = {"model": {"layers": 1} | ({"attention": PERFORMER} if name == "rotary_features" else {})}
-    several, one, seeds = program(name, 3, **changes), program(name, 1, **changes), (5, 6, 7)
+    several, one = (program(name, members, model=smallest(name)) for members in (3, 1))
+    seeds = 5, 6, 7
     state = start(several, seeds, (1e-2, 1e-2, 3e-3))
     alone = training.State(state.step.copy(), *jax.tree.map(lambda x: x[1:2], tuple(state[1:])))
     for step in range(4):
@@ -199,7 +208,7 @@ def test_a_bias_is_computed_once_however_many_pieces(name, primitive):
     ("rotary_features", PERFORMER),
 ])  # fmt: skip
 def test_products_of_float32_numbers_are_in_float32_forward_and_backward(name, attention):
-    """By default a GPU rounds them to TF32, and a TPU to bfloat16."""
+    """A GPU rounds them to TF32 by default, and a TPU to bfloat16."""
     found = program(name, model={"attention": attention})
     step = found.step.lower(found.abstract, rows(0, 0)[None]).as_text()
     products = [line for line in step.splitlines() if "dot_general" in line]

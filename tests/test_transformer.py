@@ -16,12 +16,15 @@ def loss(made: Transformer, text: jax.Array) -> jax.Array:
     return jnp.mean(jax.nn.logsumexp(made(text)[0], -1) - made(text)[0][..., 0])
 
 
-def test_remat_changes_no_gradient():
-    text = tokens(2)
-    found = {remat: nnx.jit(nnx.grad(loss))(model("relative_bias", remat=remat), text) for remat in REMAT}
-    for remat in ("products", "full"):
-        for got, wanted in zip(jax.tree.leaves(found[remat]), jax.tree.leaves(found["none"]), strict=True):
-            np.testing.assert_allclose(got, wanted, atol=1e-6)
+@pytest.mark.parametrize("chosen", ["products", pytest.param("full", marks=pytest.mark.all)])
+def test_remat_changes_no_gradient(chosen):
+    assert set(REMAT) == {"none", "products", "full"}
+    text, found = tokens(2), {}
+    for remat in ("none", chosen):
+        graph, state = nnx.split(model("relative_bias", remat=remat))
+        found[remat] = jax.jit(jax.grad(lambda state, graph=graph: loss(nnx.merge(graph, state), text)))(state)
+    for got, wanted in zip(jax.tree.leaves(found[chosen]), jax.tree.leaves(found["none"]), strict=True):
+        np.testing.assert_allclose(got, wanted, atol=1e-6)
 
 
 def test_bfloat16_computes_near_float32_and_answers_in_float32():
@@ -33,11 +36,13 @@ def test_bfloat16_computes_near_float32_and_answers_in_float32():
 
 
 def test_the_gradient_of_a_token_that_is_everywhere_is_summed_in_float32():
-    """Under bfloat16 too, where a sum of bfloat16 numbers would be off by 80%."""
-    text = jnp.where(jax.random.uniform(jax.random.key(2), (128, LENGTH)) < 0.9, 0, tokens(128))
+    """Under bfloat16 too, where a sum of bfloat16 numbers would be far off."""
+    text = jnp.where(jax.random.uniform(jax.random.key(2), (64, LENGTH)) < 0.9, 0, tokens(64))
 
     def gradient(dtype: str) -> jax.Array:
-        return nnx.jit(nnx.grad(loss))(model("rotary", layers=1, dtype=dtype), text).embedding[...]
+        graph, state = nnx.split(model("none", layers=1, dtype=dtype))
+        gradients = jax.jit(jax.grad(lambda state: loss(nnx.merge(graph, state), text)))(state)
+        return gradients["embedding"][...]
 
     exact = gradient("float32")
     assert jnp.linalg.norm(gradient("bfloat16") - exact) < 0.02 * jnp.linalg.norm(exact)
@@ -64,9 +69,9 @@ def test_compiling_does_not_grow_with_depth():
 @pytest.mark.parametrize(
     "name, performer",
     [
-        *((name, False) for name in ("rotary", "fire", "transformer_xl", "cope")),
-        ("rotary", True),
+        *((name, False) for name in ("fire", "transformer_xl", "cope")),
         ("rotary_features", True),
+        *(pytest.param("rotary", performer, marks=pytest.mark.all) for performer in (False, True)),
     ],
 )
 def test_attention_weights_reproduce_the_forward_pass(name, performer):

@@ -44,16 +44,16 @@ def fill(text: str, root: Path) -> str:
 
 
 def read(path: Path) -> Tree:
-    """Return the JSON object in a file of the archives. Raises Refusal if it cannot be read."""
+    """Return the JSON object in a file of an archive. Raises Refusal if it cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise Refusal(f"{str(path)!r} cannot be read ({error}): give a folder with the archives of results/") from error
+        raise Refusal(f"{str(path)!r} cannot be read ({error}): give the file of a report or a benchmark") from error
 
 
-def summary(archive: Path) -> Tree:
-    """Return the summary of an archive, of whatever version, under today's keys."""
-    return migrate.summary(read(archive / "summary.json"))
+def summary(path: Path) -> Tree:
+    """Return a report's summary.json, of whatever version, under today's keys."""
+    return migrate.summary(read(path))
 
 
 def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -84,7 +84,7 @@ def comparison(results: Path, *, archive: str, settings: Sequence[str] = ("",), 
     several = len(settings) > 1
     heads = ["encoding", "final nats/token [95%]", *more, "speed-up of rotary over it [95%]", "rotary faster?"]
     rows = []
-    for arm in ordered(summary(results / archive)["arms"], settings):
+    for arm in ordered(summary(results / archive / "summary.json")["arms"], settings):
         over = arm["speedup"]
         verdict = [estimate(over, 2), over["verdict"]] if over else ["", ""]
         cells = [name(arm), estimate(arm["final_nats"], 3), *(MORE[column](arm) for column in more), *verdict]
@@ -102,7 +102,7 @@ MORE: dict[str, Callable[[Tree], str]] = {
 def claims(results: Path, *, archive: str) -> str:
     """Tabulate the claims that an archive gives verdicts on."""
     rows = []
-    for found in summary(results / archive)["claims"]:
+    for found in summary(results / archive / "summary.json")["claims"]:
         claim, nats = found["claim"], " nats" * (found["claim"]["outcome"] == "final")
         rows.append(
             [
@@ -119,7 +119,7 @@ def claims(results: Path, *, archive: str) -> str:
 
 def rates(results: Path, *, archive: str) -> str:
     """Tabulate the final loss at each learning rate of a grid; an arm's best rate is bold."""
-    found = summary(results / archive)["tuning"]
+    found = summary(results / archive / "summary.json")["tuning"]
     grid = sorted({rate for tuning in found for rate in tuning["learning_rates"]})
     several = len({tuning["setting"] for tuning in found}) > 1
     rows = []
@@ -133,7 +133,7 @@ def rates(results: Path, *, archive: str) -> str:
 
 def longer(results: Path, *, archive: str, length: int, scaling: str) -> str:
     """Tabulate the loss in text longer than the trained `length`, for arms as trained and rotary under a `scaling`."""
-    arms = [arm for arm in summary(results / archive)["arms"] if arm["beyond"]]
+    arms = [arm for arm in summary(results / archive / "summary.json")["arms"] if arm["beyond"]]
     multiples = sorted({row["multiple"] for arm in arms for row in arm["beyond"]})
     rows = []
     for arm in arms:
@@ -146,21 +146,30 @@ def longer(results: Path, *, archive: str, length: int, scaling: str) -> str:
 
 
 def encodings(results: Path) -> str:
-    """Tabulate every encoding: its independent reference, its cost, its loss, its loss in longer text."""
+    """Tabulate every encoding from the archive of their sweep."""
     folder = results / "encodings"
-    arms = {arm["encoding"]: arm for arm in summary(folder)["arms"]}
-    costs = {row["encoding"]: row.get("overhead") for row in read(folder / "benchmark.json")["rows"]}
-    goldens = read(results.parent / "tests" / "goldens" / "index.json")["goldens"]
-    sources = {golden["position"]["name"]: golden["source"] for golden in reversed(list(goldens.values()))}
+    return encoding_table(
+        summary(folder / "summary.json"),
+        read(folder / "benchmark.json"),
+        read(results.parent / "tests" / "goldens" / "index.json"),
+        read(folder / "shift_invariant.json"),
+    )
+
+
+def encoding_table(report: Tree, benchmark: Tree, goldens: Tree, invariant: Mapping[str, bool]) -> str:
+    """Tabulate the encodings of `invariant`: each one's independent reference, cost, loss, and loss in longer text."""
+    arms = {arm["encoding"]: arm for arm in report["arms"]}
+    costs = {row["encoding"]: row.get("overhead") for row in benchmark["rows"] if row["scale"] == "tiny"}
+    sources = {golden["position"]["name"]: golden["source"] for golden in reversed(goldens["goldens"].values())}
     heads = ("encoding", "compared with", "shift-invariant", "own parameters", "step over none", "final nats", "at 4x")
     rows = []
-    for encoding, invariant in read(folder / "shift_invariant.json").items():
+    for encoding, stays in invariant.items():
         arm, cost = arms.get(encoding), None if encoding == "none" else costs.get(encoding)
         rows.append(
             [
                 encoding,
                 ", ".join(sources.get(encoding, "").split(", ")[:2]).split("(")[0].strip(),  # package, file
-                "yes" if invariant else "no",
+                "yes" if stays else "no",
                 f"{arm['parameters_position']:,}" if arm else "",
                 "" if cost is None else f"{100 * cost:+.1f}%",
                 f"{arm['final_nats']['mean']:.3f}" if arm else "",

@@ -1,6 +1,6 @@
 """Text -> tokens -> rows -> batches. Nothing here knows the model."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,9 +29,9 @@ class Data:
     tokens: dict[str, int]  # by split
     train: batches.Rows = field(repr=False)
     validation: Int32[np.ndarray, "R W"] = field(repr=False)  # W = T + 1; the same rows for every arm and seed
-    validation_documents: Int32[np.ndarray, "R T"] = field(repr=False)  # of each target: 0 to G - 1, in order
+    validation_documents: Int32[np.ndarray, "R W"] = field(repr=False)  # number of each token's document in its split
 
-    def batches(self, seeds: Sequence[int], start: int, stop: int) -> Iterator[batches.Batch]:
+    def batches(self, seeds: Sequence[int], start: int, stop: int) -> Generator[batches.Batch, None, None]:
         """Yield the batches of steps `start` to `stop` - 1, for members of these seeds."""
         return batches.ensemble(self.train, self.batch, seeds, start, stop)
 
@@ -83,6 +83,7 @@ def _tokenized(corpus: Corpus, request: Request, tokenizer: str, batch: int, val
 
 def _generated(splits: Mapping[str, probes.Probe], batch: int, validation_rows: int) -> Data:
     coder, drawn, train = tokenizers.Bytes(), probes.fingerprint(splits.values()), splits["train"]
+    chosen = batches.spread(splits["validation"], validation_rows)
     return Data(
         vocabulary=coder.vocabulary,
         length=train.length,
@@ -93,6 +94,6 @@ def _generated(splits: Mapping[str, probes.Probe], batch: int, validation_rows: 
         documents={split: len(rows) for split, rows in splits.items()},
         tokens={split: len(rows) * (train.length + 1) for split, rows in splits.items()},
         train=train,
-        validation=splits["validation"][batches.spread(splits["validation"], validation_rows)],
-        validation_documents=np.arange(validation_rows, dtype=np.int32)[:, None].repeat(train.length, 1),
+        validation=splits["validation"][chosen],
+        validation_documents=chosen.astype(np.int32)[:, None].repeat(train.length + 1, 1),
     )

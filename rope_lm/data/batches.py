@@ -1,8 +1,7 @@
 """Tokens to rows, and rows to batches: a batch is a pure function of (seed, step)."""
 
 import hashlib
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import grain
@@ -36,17 +35,11 @@ class Windows:
     def __getitem__(self, numbers: Int[np.ndarray, "R"]) -> Int32[np.ndarray, "R W"]:
         return self.tokens[numbers[:, None] * self.length + np.arange(self.length + 1)].astype(np.int32)
 
-    def documents(self, numbers: Int[np.ndarray, "R"], separator: int) -> Int32[np.ndarray, "R T"]:
-        """Return the document of each target in the rows `numbers`, which ascend: 0, 1, ... by first appearance.
-
-        A separator belongs to the document that it ends.
-        """
-        starts = numbers * self.length
-        begins = self.tokens[starts[:, None] + np.arange(self.length)] == separator  # the token before a target
-        for row, (before, start) in enumerate(itertools.pairwise(starts.tolist()), 1):
-            begins[row, 0] = separator in self.tokens[before + self.length : start + 1]
-        begins[0, 0] = False
-        return begins.cumsum(dtype=np.int32).reshape(begins.shape)
+    def documents(self, numbers: Int[np.ndarray, "R"], separator: int) -> Int32[np.ndarray, "R W"]:
+        """Return the number of each token's document within the text. A separator belongs to the document it ends."""
+        ends = np.flatnonzero(self.tokens == separator)
+        places = numbers[:, None] * self.length + np.arange(self.length + 1)
+        return np.searchsorted(ends, places).astype(np.int32)
 
 
 class Batch(NamedTuple):
@@ -83,7 +76,7 @@ def draw(rows: Rows, size: int, seed: int, step: int) -> Int32[np.ndarray, "B W"
     return rows[np.array([number(place) for place in range(step * size, (step + 1) * size)])]
 
 
-def ensemble(rows: Rows, size: int, seeds: Sequence[int], start: int, stop: int) -> Iterator[Batch]:
+def ensemble(rows: Rows, size: int, seeds: Sequence[int], start: int, stop: int) -> Generator[Batch, None, None]:
     """Yield the batches of steps `start` to `stop` - 1, read ahead by a thread. Members with one seed share a batch."""
 
     def read(step: int) -> Batch:

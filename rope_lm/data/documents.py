@@ -2,12 +2,14 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 SPLITS = ("train", "validation", "test")
 SHARES = (0.90, 0.05, 0.05)  # of the documents; of each document's bytes where there are too few documents
+BLOCK = 2**20  # bytes of a document that are encoded at once
 PIECE = 4 * 2**20  # bytes of a document that are in memory at once
 
 Document = Iterable[bytes]  # its pieces in order
@@ -97,7 +99,7 @@ def divide(files: list[File], split: str) -> Iterator[tuple[str, Document]]:
 
 def split_of(name: str) -> str:
     """Return the split of a document, from a hash of its name."""
-    share = int.from_bytes(hashlib.sha256(_encoded(name)).digest()[:8]) / 2**64
+    share = int.from_bytes(hashlib.sha256(escaped(name)).digest()[:8]) / 2**64
     return SPLITS[0] if share < SHARES[0] else SPLITS[1] if share < SHARES[0] + SHARES[1] else SPLITS[2]
 
 
@@ -115,9 +117,40 @@ def fingerprint(files: list[File]) -> str:
         content = hashlib.sha256()
         for piece in file.read(0, file.size):
             content.update(piece)
-        name = _encoded(file.name)
+        name = escaped(file.name)
         whole.update(len(name).to_bytes(8) + name + content.digest())
     return whole.hexdigest()
+
+
+def blocks(document: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the bytes of a document in blocks of at most 1 MiB. Where it is cut depends on the bytes, not the pieces.
+
+    A cut stands before a space or the end of a line that follows something else. Every tokenizer here begins a token
+    there, so the tokens are those of the whole document. There are two exceptions, in which tokens at a cut may differ
+    from those of the whole document, though they are the same each time: a MiB without such a place is cut between two
+    letters, and a SentencePiece model may have been trained to let its pieces reach beyond a space.
+    """
+    held = b""
+    for piece in document:
+        held += piece
+        at = 0
+        while len(held) - at > BLOCK:
+            size = _cut(held[at : at + BLOCK + 1])
+            yield held[at : at + size]
+            at += size
+        held = held[at:]
+    if held:
+        yield held
+
+
+_BEFORE_SPACE = re.compile(r".*\S(?=[ \n])", re.DOTALL)
+
+
+def _cut(text: bytes) -> int:
+    """Return the last place in BLOCK + 1 bytes of text to cut at."""
+    if found := _BEFORE_SPACE.match(text.decode("utf-8", "surrogateescape")):
+        return len(escaped(found[0]))
+    return next((at for at in range(BLOCK, BLOCK - 4, -1) if text[at] & 0xC0 != 0x80), BLOCK)
 
 
 def _end_of_line(file: File, at: int) -> int:
@@ -127,5 +160,6 @@ def _end_of_line(file: File, at: int) -> int:
     return at + near.find(b"\n") + 1  # find returns -1 if no line ends nearby: cut right here
 
 
-def _encoded(name: str) -> bytes:
-    return name.encode("utf-8", "surrogateescape")
+def escaped(text: str) -> bytes:
+    """Return the bytes of a text or a file name, also those that are not UTF-8."""
+    return text.encode("utf-8", "surrogateescape")

@@ -18,13 +18,12 @@ from jaxtyping import Integer, UInt16
 
 from rope_lm import settings
 from rope_lm.data import cache
-from rope_lm.data.documents import Corpus
+from rope_lm.data.documents import Corpus, blocks, escaped
 from rope_lm.refusal import Refusal, unknown
 
 # A text that tokenizers are known to change.
 ODD = "naïve CAFÉ,  東京は夜。 ﬁne… ▁ \u00a0 e\u0301 ½ \u200b\ufeff x\x00y 12345 \r\n <s></s><unk><0x0A>"
 LARGEST = 65_535  # vocabulary: tokens are kept as uint16
-BLOCK = 2**20  # bytes of a document that are encoded at once
 TRAINED = 64 * 2**20  # bytes at the beginning of the training text that a BPE is trained on
 
 
@@ -110,7 +109,7 @@ class _Subwords:
         raise NotImplementedError
 
     def _bytes(self, letter: str) -> list[int]:
-        return [self._token_of_byte[byte] for byte in _escaped(letter)]
+        return [self._token_of_byte[byte] for byte in escaped(letter)]
 
 
 class BPE(_Subwords):
@@ -221,7 +220,7 @@ class SentencePiece(_Subwords):
     def _encode(self, texts: list[str]) -> Iterable[list[int]]:
         for text in texts:
             # Line by line: scores are summed in float32, and over a long text their rounding would decide.
-            encoded = [token for line in self._coder.encode(_LINES.split(text)) for token in line]
+            encoded = [token for line in self._coder.encode(re.split(r"(?<=\S)(?=\n)", text)) for token in line]
             if self._coder.unk_id() in encoded:
                 lacking = (letter for letter in text if self._coder.unk_id() in self._coder.encode(letter))
                 raise self._lacks(next(lacking, text[:1]))
@@ -234,7 +233,7 @@ class SentencePiece(_Subwords):
 
     def _lacks(self, letter: str) -> Refusal:
         return Refusal(
-            f"{self.name} has no piece for {_escaped(letter)!r} ({letter!r}), which is in the text: give a model "
+            f"{self.name} has no piece for {escaped(letter)!r} ({letter!r}), which is in the text: give a model "
             "trained with --byte_fallback=true, or data.tokenizer=bpe:SIZE"
         )
 
@@ -290,42 +289,6 @@ def load(name: str, folder: Path, fingerprint: str) -> Tokenizer:
     if coder.fingerprint != fingerprint:
         raise Refusal(f"the run's tokenizer: {path} is not the one that it was trained with: bring the file back")
     return coder
-
-
-def blocks(document: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the bytes of a document in blocks of at most 1 MiB. Where it is cut depends on the bytes, not the pieces.
-
-    A cut stands before a space or the end of a line that follows something else. Every tokenizer here begins a token
-    there, so the tokens are those of the whole document. There are two exceptions, in which tokens at a cut may differ
-    from those of the whole document, though they are the same each time: a MiB without such a place is cut between two
-    letters, and a SentencePiece model may have been trained to let its pieces reach beyond a space.
-    """
-    held = b""
-    for piece in document:
-        held += piece
-        at = 0
-        while len(held) - at > BLOCK:
-            size = _cut(held[at : at + BLOCK + 1])
-            yield held[at : at + size]
-            at += size
-        held = held[at:]
-    if held:
-        yield held
-
-
-_BEFORE_SPACE = re.compile(r".*\S(?=[ \n])", re.DOTALL)
-_LINES = re.compile(r"(?<=\S)(?=\n)")
-
-
-def _cut(text: bytes) -> int:
-    """Return the last place in BLOCK + 1 bytes of text to cut at."""
-    if found := _BEFORE_SPACE.match(text.decode("utf-8", "surrogateescape")):
-        return len(_escaped(found[0]))
-    return next((at for at in range(BLOCK, BLOCK - 4, -1) if text[at] & 0xC0 != 0x80), BLOCK)
-
-
-def _escaped(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")
 
 
 def byte_letters() -> list[str]:

@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import UInt16
 
 from rope_lm.data import cache
-from rope_lm.data.documents import SPLITS, Corpus
-from rope_lm.data.tokenizer import Tokenizer, blocks
+from rope_lm.data.documents import SPLITS, Corpus, blocks
+from rope_lm.data.tokenizer import Tokenizer
 
 DTYPE = np.dtype("<u2")
 HASHED = (

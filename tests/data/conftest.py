@@ -26,7 +26,7 @@ def served(tmp_path: Path) -> Iterator[tuple[Path, str]]:
 
 @pytest.fixture
 def make(cache: str) -> Make:
-    """`data.make` with small values for all that a test does not choose."""
+    """`data.make` with small values for everything that a test does not choose."""
     section = {"tokenizer": "bytes", "length": 16, "batch": 2, "validation_rows": 2, "split": "", "field": ""}
 
     def made(name: str, **changes: object) -> data.Data:

@@ -1,4 +1,4 @@
-"""Text from real files, zips and TFDS builders, and the mistakes that people make with them."""
+"""Text from real files, zips and TFDS builders, and common mistakes with them."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from rope_lm.data.documents import SPLITS, Corpus, Request, divide, in_memory
 from rope_lm.refusal import Refusal
 from tests.data.conftest import Make
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"  # text that is no part of the project
+SHARED = Path(__file__).parents[3] / "shared" / "data"  # text that is not part of the project
 SHAKESPEARE, REVIEWS = SHARED / "tiny_shakespeare.txt", SHARED / "movie_reviews.zip"
 
 
@@ -75,7 +75,7 @@ def test_a_folder_is_divided_by_document_and_a_file_by_position(tmp_path: Path, 
     assert all(text.endswith(b"\n") and text.startswith(b"line") for texts in kept.values() for text in texts)
 
 
-def test_a_zip_holds_what_its_folder_does(tmp_path: Path, cache: str) -> None:
+def test_a_zip_is_read_like_its_folder(tmp_path: Path, cache: str) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for i in range(100):
             (tmp_path / "a").mkdir(exist_ok=True)
@@ -163,7 +163,7 @@ def test_one_huge_line_is_read_in_pieces(make: Make, tmp_path: Path) -> None:
         ("tfds:tiny_shakespere", {}, "unknown tfds dataset 'tiny_shakespere': did you mean tiny_shakespeare"),
     ],
 )
-def test_a_mistake_in_the_data_section_is_one_line(
+def test_a_mistake_in_the_data_section_is_refused_in_one_line(
     make: Make, name: str, changes: dict[str, object], words: str
 ) -> None:
     with pytest.raises(Refusal, match=words):
@@ -173,7 +173,7 @@ def test_a_mistake_in_the_data_section_is_one_line(
 def test_a_dataset_that_cannot_be_fetched_is_refused_at_once(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """TFDS would try for minutes. No host can be reached here because none is resolved."""
+    """TFDS would retry for minutes."""
     import socket
 
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
@@ -190,7 +190,7 @@ def test_a_dataset_that_cannot_be_fetched_is_refused_at_once(
         make("tfds:tiny_shakespeare")
 
 
-def test_a_dataset_that_is_gone_or_another_is_refused(
+def test_a_missing_or_different_dataset_is_refused(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, served: tuple[Path, str]
 ) -> None:
     import tensorflow_datasets as tfds
@@ -247,7 +247,7 @@ def test_tiny_shakespeare_through_its_real_builder(make: Make, tmp_path: Path, m
 def test_a_large_tfds_dataset_is_divided_without_holding_it(
     make: Make, tmp_path: Path, cache: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """lm1b and c4 have no three splits, and more text than memory."""
+    """lm1b and c4 lack one of the three splits, and are larger than the memory."""
     import tensorflow_datasets as tfds
 
     class OnlyTrain(tfds.core.GeneratorBasedBuilder):
@@ -266,7 +266,7 @@ def test_a_large_tfds_dataset_is_divided_without_holding_it(
     monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path))
     with pytest.raises(Refusal, match=r"has the text fields text, url: set --config.data.field"):
         make("tfds:only_train")
-    assert capfd.readouterr().out == "", "a script's results alone"
+    assert capfd.readouterr().out == "", "standard output is for results"
     corpus = open_corpus("tfds:only_train", cache, "text")
     tracemalloc.start()
     kept = {split: [next(iter(document))[:9] for document in corpus.documents(split)] for split in SPLITS}

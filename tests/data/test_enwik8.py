@@ -1,4 +1,4 @@
-"""enwik8 from a zip in its format: the official one's sum stands in the code, a small one brings its own."""
+"""enwik8 from a small zip in its format; only the official one's sum is in the code."""
 
 import hashlib
 import time
@@ -14,16 +14,18 @@ from rope_lm.data.tokenizer import Bytes
 from rope_lm.refusal import Refusal
 from tests.data.conftest import Make
 
-# More than a piece, letters of several bytes, no line of which ends where the text is cut.
+# Longer than a piece, with letters of several bytes, and without an end of a line near the cuts.
 TEXT = "".join(f'<page id="{i}">[[東京]] is the {i}th &amp; ' for i in range(200_000)).encode()[:6_000_000]
-NOBODY = "http://127.0.0.1:9/enwik8.zip"  # no one listens at the discard port
+NOBODY = "http://127.0.0.1:9/enwik8.zip"  # nothing listens on the discard port
 
 
 def packed(path: Path, url: str, text: bytes = TEXT) -> Archive:
-    """A zip at `path`, and what the code has to know of it."""
+    """Write a zip to `path` and return its facts."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(zipfile.ZipInfo("enwik8"), text, zipfile.ZIP_DEFLATED)  # of no date: the same bytes each time
+        archive.writestr(
+            zipfile.ZipInfo("enwik8"), text, zipfile.ZIP_DEFLATED
+        )  # without a date, for the same bytes each time
     return Archive(url, path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
@@ -44,7 +46,7 @@ def test_the_official_zip_is_pinned_and_divided_into_90_5_and_5_million_bytes() 
     assert found == [(0, 90_000_000), (90_000_000, 95_000_000), (95_000_000, 100_000_000)]
 
 
-def test_a_zip_that_was_put_into_manual_dir(tmp_path: Path) -> None:
+def test_a_zip_in_the_manual_dir(tmp_path: Path) -> None:
     archive = packed(tmp_path / "tfds/downloads/manual/enwik8.zip", NOBODY)
     train, validation, test = everything(opened(archive, tmp_path))
     assert train == TEXT[:5_400_000] and validation == TEXT[5_400_000:5_700_000] and test == TEXT[5_700_000:]
@@ -53,9 +55,7 @@ def test_a_zip_that_was_put_into_manual_dir(tmp_path: Path) -> None:
     assert made.documents == {"train": 1, "validation": 1, "test": 1}
 
 
-def test_a_zip_that_is_fetched_once(
-    tmp_path: Path, served: tuple[Path, str], capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_zip_is_fetched_once(tmp_path: Path, served: tuple[Path, str], capfd: pytest.CaptureFixture[str]) -> None:
     folder, url = served
     archive = packed(folder / "enwik8.zip", f"{url}/enwik8.zip")
     assert b"".join(everything(opened(archive, tmp_path))) == TEXT
@@ -64,7 +64,7 @@ def test_a_zip_that_is_fetched_once(
     assert b"".join(everything(opened(archive, tmp_path))) == TEXT
 
 
-def test_where_there_is_no_network_a_second_is_enough_to_say_so(tmp_path: Path) -> None:
+def test_without_a_network_it_is_refused_at_once(tmp_path: Path) -> None:
     archive = packed(tmp_path / "elsewhere.zip", NOBODY)
     refusal(archive, tmp_path, "cannot be reached")  # the first time TFDS is imported
     began = time.monotonic()
@@ -72,7 +72,7 @@ def test_where_there_is_no_network_a_second_is_enough_to_say_so(tmp_path: Path) 
     assert time.monotonic() - began < 10, "a second, on a machine that does nothing else; TFDS alone tries for minutes"
     where = said.split("put it at ")[1].split(",")[0]
     packed(Path(where), NOBODY)
-    assert b"".join(everything(opened(archive, tmp_path))) == TEXT, "what it said is enough"
+    assert b"".join(everything(opened(archive, tmp_path))) == TEXT, "the advice is enough"
 
 
 def test_another_zip_is_refused_wherever_it_comes_from(tmp_path: Path, served: tuple[Path, str]) -> None:

@@ -1,5 +1,4 @@
-"""Probes: every answer follows from what stands before it, at the distance that is said, in rows that hang on nothing
-but their number."""
+"""Probes: every answer repeats an earlier token at its distance, and a row depends on its number alone."""
 
 import hashlib
 import itertools
@@ -25,13 +24,13 @@ def text(probe: Probe, row: int) -> str:
 
 
 def marked(probe: Probe, row: int) -> list[int]:
-    """The places of a row's answers."""
+    """Return the places of a row's answers."""
     return (np.flatnonzero(probe.answers(row).mask) + 1).tolist()
 
 
 @pytest.mark.parametrize("name", PROBES)
 @given(length=LENGTHS, row=ROWS, split=st.sampled_from(["train", "validation", "test"]))
-def test_an_answer_stands_where_it_is_said_to_stand(name: str, length: int, row: int, split: str) -> None:
+def test_an_answer_repeats_the_token_at_its_distance(name: str, length: int, row: int, split: str) -> None:
     probe = Probe(name, length, split)
     tokens, (mask, distance) = probe[np.array([row])][0], probe.answers(row)
     assert tokens.shape == (length + 1,) and tokens.dtype == np.int32 and tokens.max() < 128
@@ -43,7 +42,7 @@ def test_an_answer_stands_where_it_is_said_to_stand(name: str, length: int, row:
 
 @given(length=LENGTHS, row=ROWS)
 @pytest.mark.parametrize("name", ["copy", "reverse"])
-def test_a_string_and_then_the_string_again(name: str, length: int, row: int) -> None:
+def test_a_string_is_followed_by_its_copy(name: str, length: int, row: int) -> None:
     probe = Probe(name, length, "train")
     said = text(probe, row)
     answers, end = [], 0
@@ -81,7 +80,7 @@ def test_a_key_is_asked_for_at_the_end(length: int, row: int) -> None:
 
 @pytest.mark.parametrize("name", PROBES)
 def test_distances_cover_the_row(name: str) -> None:
-    """Else there is no accuracy by distance."""
+    """Otherwise there would be no accuracy by distance."""
     probe = Probe(name, 128, "train")
     answers = [probe.answers(row) for row in range(400)]
     distance = np.concatenate([each.distance[each.mask] for each in answers])
@@ -91,7 +90,7 @@ def test_distances_cover_the_row(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PROBES)
-def test_rows_are_of_their_number_and_no_two_splits_share_one(name: str) -> None:
+def test_rows_depend_on_their_number_and_no_two_splits_share_one(name: str) -> None:
     splits = {
         split: [text(Probe(name, 64, split), row) for row in range(500)] for split in ("train", "validation", "test")
     }
@@ -109,12 +108,12 @@ def test_rows_are_of_their_number_and_no_two_splits_share_one(name: str) -> None
         ("passkey", "616c36588de6b63e"),
     ],
 )
-def test_rows_are_the_ones_that_archived_results_were_made_with(name: str, digest: str) -> None:
+def test_rows_are_those_of_the_archived_results(name: str, digest: str) -> None:
     rows = Probe(name, 128, "train")[np.array([0, 1, 2**24 - 1])]
     assert hashlib.sha256(rows.astype("<i4").tobytes()).hexdigest()[:16] == digest
 
 
-def test_through_the_same_path_as_text(make: Make, tmp_path: Path) -> None:
+def test_data_of_a_probe(make: Make, tmp_path: Path) -> None:
     made = make("probe:copy", cache=str(tmp_path), length=64, batch=4, validation_rows=8)
     assert made.vocabulary == 257 and made.bytes_per_token == 1
     assert made.validation.shape == (8, 65) and made.train[np.arange(4)].shape == (4, 65)
@@ -123,7 +122,7 @@ def test_through_the_same_path_as_text(make: Make, tmp_path: Path) -> None:
         (made.validation[i] == valid[np.array([round(each * (len(valid) - 1) / 7)])][0]).all()
         for i, each in enumerate(order)
     )
-    np.testing.assert_array_equal(made.validation_documents, np.arange(8)[:, None].repeat(64, 1))
+    np.testing.assert_array_equal(made.validation_documents, batches.spread(valid, 8)[:, None].repeat(65, 1))
     read = next(made.batches([3], 2, 3)).rows[0]
     np.testing.assert_array_equal(read, batches.draw(made.train, 4, 3, 2))
     assert all(bytes(row.astype(np.uint8)).count(b"|") > 0 for row in read)
@@ -150,7 +149,7 @@ def test_through_the_same_path_as_text(make: Make, tmp_path: Path) -> None:
         ("probe:copy", {"validation_rows": 2**15}, "has 16384 rows of 64 tokens, data.validation_rows asks for 32768"),
     ],
 )
-def test_a_mistake_is_one_line(make: Make, name: str, changes: dict[str, object], words: str) -> None:
+def test_a_mistake_is_refused_in_one_line(make: Make, name: str, changes: dict[str, object], words: str) -> None:
     with pytest.raises(Refusal, match=words) as refused:
         make(name, **{"length": 64} | changes)
     assert "\n" not in str(refused.value)

@@ -1,4 +1,4 @@
-"""Tokenizers: every byte comes back, the same tokens wherever text is cut, trained once, and the mistakes."""
+"""Tokenizers: exact in both directions, independent of where text is cut, trained once, and common mistakes."""
 
 import io
 import itertools
@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rope_lm.data import files, tokenizer
-from rope_lm.data.documents import Request
+from rope_lm.data.documents import BLOCK, Request
+from rope_lm.data.documents import blocks as in_blocks
 from rope_lm.refusal import Refusal
 from tests.data.conftest import Make
 
@@ -27,7 +28,7 @@ BYTES = st.one_of(st.binary(max_size=60), st.text(max_size=60).map(str.encode), 
 
 
 def piece_model(**options: object) -> bytes:
-    """A SentencePiece model of PROSE, 500 pieces."""
+    """Return a SentencePiece model of PROSE with 500 pieces."""
     made = io.BytesIO()
     lines = iter(PROSE.splitlines())
     sentencepiece.SentencePieceTrainer.train(
@@ -51,7 +52,9 @@ NAMES = ("bytes", "bpe", "unigram", "pairs")
 
 @pytest.mark.parametrize("name", NAMES)
 @given(content=BYTES)
-def test_any_bytes_are_tokens_and_come_back(coders: dict[str, tokenizer.Tokenizer], name: str, content: bytes) -> None:
+def test_any_bytes_are_encoded_and_decoded_exactly(
+    coders: dict[str, tokenizer.Tokenizer], name: str, content: bytes
+) -> None:
     coder = coders[name]
     encoded = coder.encode(content)
     assert encoded.dtype == np.uint16 and encoded.ndim == 1 and (encoded < coder.separator).all()
@@ -61,15 +64,17 @@ def test_any_bytes_are_tokens_and_come_back(coders: dict[str, tokenizer.Tokenize
 
 
 @pytest.mark.parametrize("name", NAMES[1:])
-def test_text_like_that_of_the_training_is_shorter_in_tokens(coders: dict[str, tokenizer.Tokenizer], name: str) -> None:
+def test_text_like_the_training_text_has_fewer_tokens_than_bytes(
+    coders: dict[str, tokenizer.Tokenizer], name: str
+) -> None:
     assert len(coders[name].encode(PROSE.encode())) < 0.7 * len(PROSE)
     assert isinstance(coders[name], tokenizer.Tokenizer)
 
 
 @pytest.mark.parametrize("name", NAMES)
 @given(seed=st.integers(0, 10**6))
-def test_where_blocks_are_cut_no_token_is(coders: dict[str, tokenizer.Tokenizer], name: str, seed: int) -> None:
-    """The law that `blocks` counts on, at every place where it may cut."""
+def test_a_cut_between_blocks_cuts_no_token(coders: dict[str, tokenizer.Tokenizer], name: str, seed: int) -> None:
+    """`blocks` relies on this at every place where it may cut."""
     words = random.Random(seed).choices(
         [*ODD.split(" "), "a", "", "\n", "x\n\n", "def f(self):\n    return 1", "é"], k=12
     )
@@ -82,22 +87,22 @@ def test_where_blocks_are_cut_no_token_is(coders: dict[str, tokenizer.Tokenizer]
 
 
 def test_the_pieces_of_a_document_change_no_token(coders: dict[str, tokenizer.Tokenizer]) -> None:
-    text = (PROSE.encode() * (3 * tokenizer.BLOCK // len(PROSE) + 1))[: 3 * tokenizer.BLOCK]
+    text = (PROSE.encode() * (3 * BLOCK // len(PROSE) + 1))[: 3 * BLOCK]
     draw = random.Random(0)
     cuts = [0, *sorted(draw.choices(range(len(text)), k=40)), len(text)]
     pieces = [text[start:stop] for start, stop in itertools.pairwise(cuts)]
-    blocks = list(tokenizer.blocks(pieces))
-    assert b"".join(blocks) == text and blocks == list(tokenizer.blocks([text])) and len(blocks) == 4
-    assert max(map(len, blocks)) <= tokenizer.BLOCK
+    blocks = list(in_blocks(pieces))
+    assert b"".join(blocks) == text and blocks == list(in_blocks([text])) and len(blocks) == 4
+    assert max(map(len, blocks)) <= BLOCK
     encoded = np.concatenate([coders["bpe"].encode(block) for block in blocks])
     np.testing.assert_array_equal(encoded, coders["bpe"].encode(text))
 
 
 @pytest.mark.parametrize("unit", [b"x", "é".encode(), "東京".encode(), b"\xff", b"\x80"])
 def test_text_without_a_space_is_cut_between_letters(unit: bytes) -> None:
-    text = b"." + unit * (2 * tokenizer.BLOCK // len(unit))
-    blocks = list(tokenizer.blocks(text[at : at + 777_777] for at in range(0, len(text), 777_777)))
-    assert b"".join(blocks) == text and max(map(len, blocks)) <= tokenizer.BLOCK
+    text = b"." + unit * (2 * BLOCK // len(unit))
+    blocks = list(in_blocks(text[at : at + 777_777] for at in range(0, len(text), 777_777)))
+    assert b"".join(blocks) == text and max(map(len, blocks)) <= BLOCK
     if unit[0] not in (0xFF, 0x80):
         assert all(block.decode() for block in blocks)
 
@@ -122,7 +127,7 @@ def _fingerprint(text: Path, cache: Path) -> str:
     return tokenizer.make("bpe:300", files.corpus(Request(f"text:{text}", 16, "", "", cache)), cache).fingerprint
 
 
-def test_a_kept_tokenizer_is_used_and_a_damaged_one_made_again(
+def test_a_cached_tokenizer_is_used_and_a_damaged_one_trained_again(
     tmp_path: Path, text: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = _fingerprint(text, tmp_path)
@@ -147,8 +152,8 @@ def test_training_reads_no_more_than_its_bound(tmp_path: Path, text: Path, monke
 
 
 def test_a_text_without_spaces_is_trained_on_in_seconds() -> None:
-    """Pairs are merged within words: one word of a MiB would be gone through for every merge."""
-    letters = np.random.default_rng(0).integers(ord("a"), ord("e"), tokenizer.BLOCK, dtype=np.uint8).tobytes()
+    """Pairs are merged within words, and every merge would pass over a word of 1 MiB."""
+    letters = np.random.default_rng(0).integers(ord("a"), ord("e"), BLOCK, dtype=np.uint8).tobytes()
     train = "made = BPE.train([sys.stdin.buffer.read()], 2000); print(made.vocabulary, time.process_time())"
     code = f"import sys, time; from rope_lm.data.tokenizer import BPE; {train}"
     done = subprocess.run([sys.executable, "-c", code], input=letters, cwd=ROOT, capture_output=True)
@@ -156,7 +161,7 @@ def test_a_text_without_spaces_is_trained_on_in_seconds() -> None:
     assert vocabulary == 2000 and seconds < 15, done.stderr
 
 
-def test_bits_per_byte_are_of_the_bytes(text: Path, make: Make) -> None:
+def test_bytes_per_token_count_the_bytes_of_the_text(text: Path, make: Make) -> None:
     made = {name: make(f"text:{text}", tokenizer=name) for name in ("bytes", "bpe:400")}
     size = {name: each.bytes_per_token * each.tokens["validation"] for name, each in made.items()}
     assert size["bytes"] == pytest.approx(size["bpe:400"])
@@ -220,7 +225,7 @@ def test_a_run_directory_carries_its_tokenizer(tmp_path: Path, text: Path, cache
         ("sentencepiece:CLOSED", r"has no piece for b'\\n' .*--byte_fallback=true"),
     ],
 )
-def test_a_mistake_is_one_line(tmp_path: Path, text: Path, make: Make, name: str, words: str) -> None:
+def test_a_mistake_is_refused_in_one_line(tmp_path: Path, text: Path, make: Make, name: str, words: str) -> None:
     files = {
         "TEXT": text.read_bytes,
         "EMPTY": bytes,
@@ -266,7 +271,7 @@ def test_a_run_whose_tokenizer_changes_text_is_refused(tmp_path: Path, coders: d
         tokenizer.load("bpe:600", tmp_path, coders["bpe"].fingerprint)
 
 
-def test_a_model_without_byte_fallback_names_the_letter_that_it_lacks() -> None:
+def test_a_model_without_byte_fallback_names_the_missing_letter() -> None:
     coder = tokenizer.SentencePiece(piece_model(user_defined_symbols=["\n"]), "my.model")
     assert coder.decode(coder.encode(b"def  f(x):\n\n  return")) == b"def  f(x):\n\n  return"
     for text, letter in [("x 東", "東"), ("x \u2581", "\u2581")]:
@@ -276,7 +281,7 @@ def test_a_model_without_byte_fallback_names_the_letter_that_it_lacks() -> None:
         coder.encode(b"x \xff")
 
 
-def test_letters_are_those_of_the_package() -> None:
+def test_letters_match_the_package() -> None:
     from tokenizers import pre_tokenizers
 
     assert sorted(tokenizer.byte_letters()) == sorted(pre_tokenizers.ByteLevel.alphabet())

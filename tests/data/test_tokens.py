@@ -1,4 +1,4 @@
-"""Tokens on disk: exact, whole or made again, also by two processes at once and after a kill."""
+"""Tokens on disk: exact, and intact or made again, also with several processes and after a kill."""
 
 import json
 import multiprocessing
@@ -32,9 +32,7 @@ def test_documents_are_joined_by_the_separator(tmp_path: Path) -> None:
         assert array[-1] == 256
 
 
-def test_a_token_file_that_is_not_as_it_was_is_made_again(
-    tmp_path: Path, text: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_changed_token_file_is_made_again(tmp_path: Path, text: Path, capfd: pytest.CaptureFixture[str]) -> None:
     made = prepare(text, tmp_path)
     before = {split: array.copy() for split, array in made.splits.items()}
     path = next(tmp_path.glob("tokens/*/train.u16"))
@@ -64,7 +62,7 @@ def test_orphans_of_a_killed_process_are_removed(tmp_path: Path, text: Path) -> 
     assert not orphan.exists() and json.loads((folder / "meta.json").read_text())
 
 
-def test_processes_at_once_all_get_the_tokens(tmp_path: Path, text: Path) -> None:
+def test_concurrent_processes_all_get_the_tokens(tmp_path: Path, text: Path) -> None:
     with multiprocessing.get_context("spawn").Pool(3) as pool:
         found = pool.starmap(_count, [(text, tmp_path)] * 3)
     assert len(set(found)) == 1 and found[0] > 1000
@@ -75,7 +73,7 @@ def _count(text: Path, cache: Path) -> int:
     return sum(map(len, prepare(text, cache).splits.values()))
 
 
-def test_a_prepare_that_is_killed_leaves_nothing_that_counts(tmp_path: Path) -> None:
+def test_a_killed_prepare_leaves_nothing_in_use(tmp_path: Path) -> None:
     text = tmp_path / "large.txt"
     text.write_bytes(b"a line of text, and another word\n" * 6_000_000)
     code = "import sys; from tests.data.test_tokens import Path, _count; _count(*map(Path, sys.argv[1:]))"
@@ -97,8 +95,8 @@ def test_a_cache_that_cannot_be_written_is_refused(tmp_path: Path, text: Path) -
         prepare(text, tmp_path / "file")
 
 
-def test_a_whole_cache_that_can_only_be_read_is_used(tmp_path: Path, text: Path) -> None:
-    """Root may write everywhere: a folder in place of the lock stops it too."""
+def test_a_complete_read_only_cache_is_used(tmp_path: Path, text: Path) -> None:
+    """Root may write everywhere, so a folder takes the place of the lock."""
     before = prepare(text, tmp_path)
     (lock,) = tmp_path.glob("tokens/*.lock")
     lock.unlink()

@@ -13,7 +13,8 @@ import tokenizers
 from configs import lm
 from rope_lm import interop, loop, trained
 from rope_lm.provenance import provenance
-from scripts import entry
+from rope_lm.refusal import Refusal
+from scripts import convert, entry
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,18 +37,22 @@ def runs(text: Path, cache: str, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
-def convert(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "scripts.convert", *words], cwd=ROOT, capture_output=True, text=True)
+KINDS = [("llama", "LlamaForCausalLM, 300"), ("bert", "RoFormerForMaskedLM, 258")]
 
 
-@pytest.mark.parametrize("name, kind", [("llama", "LlamaForCausalLM, 300"), ("bert", "RoFormerForMaskedLM, 258")])
+@pytest.mark.parametrize("name, kind", KINDS)
 def test_a_member_of_a_run_gives_the_same_logits_there_and_back(
-    runs: Path, name: str, kind: str, tmp_path: Path
+    runs: Path,
+    name: str,
+    kind: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    done = convert(f"--workdir={runs / name}", "--member=1", f"--out={tmp_path / 'model'}")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{tmp_path / 'model'}: {kind} tokens, step 3, member 1\n"
-    assert done.stderr == ""
+    flags = [f"--workdir={runs / name}", "--member=1", f"--out={tmp_path / 'model'}"]
+    monkeypatch.setattr(sys, "argv", ["convert", *flags])
+    assert convert.main() == 0
+    assert capsys.readouterr() == (f"{tmp_path / 'model'}: {kind} tokens, step 3, member 1\n", "")
     spelled = tokenizers.Tokenizer.from_file(str(tmp_path / "model" / "tokenizer.json"))
     sample = "def main(arguments):\n    return 1\n"
     run = trained.load(runs / name)
@@ -61,17 +66,25 @@ def test_a_member_of_a_run_gives_the_same_logits_there_and_back(
 
 
 @pytest.mark.parametrize(
-    "words, says",
+    "flags, says",
     [
         (["--workdir=R/alibi"], "position alibi with this model.block has no layout in Hugging Face transformers"),
         (["--workdir=R/llama", "--member=2"], "the run has 2 members"),
         (["--workdir=R/none"], "holds no run"),
+        (["--workdir=R/llama", "--out=R/llama/model"], "is inside the run's own folder"),
     ],
 )
-def test_a_run_without_layout_is_refused_in_one_line_and_nothing_is_written(
-    runs: Path, words: str, says: str, tmp_path: Path
+def test_a_run_without_layout_is_refused_and_nothing_is_written(
+    runs: Path, flags: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = convert(*(word.replace("R", str(runs), 1) for word in words), f"--out={tmp_path / 'model'}")
-    lines = done.stderr.strip().splitlines()
-    assert done.returncode == 2 and len(lines) == 1 and says in lines[0], done.stderr
-    assert not list(tmp_path.iterdir())
+    flags = [f"--out={tmp_path / 'model'}", *(flag.replace("R", str(runs), 1) for flag in flags)]
+    monkeypatch.setattr(sys, "argv", ["convert", *flags])
+    with pytest.raises(Refusal, match=says):
+        convert.main()
+    assert not list(tmp_path.iterdir()) and not list(runs.glob("*/model"))
+
+
+def test_a_refusal_of_the_command_is_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "scripts.convert", f"--workdir={tmp_path}", f"--out={tmp_path}-model"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1 and "holds no run" in done.stderr

@@ -78,12 +78,14 @@ def test_embeddings_are_those_of_another_implementation(name):
 
 
 def test_encodings_have_goldens():
-    """Except `none`, which is nothing, and three that are compared with their parts.
+    """Except `none`, which is nothing, and four that are compared with their parts or their definition.
 
-    `rotary_layered` and `rotary_sinusoidal` are tested below, `rotary_features` in tests/attention.
+    `rotary_layered` and `rotary_sinusoidal` are tested below, `forgetting` in test_forgetting, `rotary_features` in
+    tests/attention.
     """
     have = {golden["position"]["name"] for golden in GOLDENS.values()}
-    assert set(positional.ENCODINGS) - have == {"none", "rotary_layered", "rotary_sinusoidal", "rotary_features"}
+    others = {"none", "rotary_layered", "rotary_sinusoidal", "rotary_features", "forgetting"}
+    assert set(positional.ENCODINGS) - have == others
 
 
 def test_rotary_with_sinusoids_is_both():

@@ -1,7 +1,7 @@
 """The interface carries encodings that this project does not have yet: two are defined here and thrown away.
 
-One sums a gate of the layers' input between key and query (as in the Forgetting Transformer, arXiv 2503.02130). The
-other doubles the size of queries and keys.
+One sums a gate of the layer's input between key and query, and remembers a tree of two arrays per token. The other
+doubles the size of queries and keys.
 """
 
 import jax
@@ -21,12 +21,12 @@ from tests.models import PERFORMER, Forward, forward, model, tokens
 from tests.positional.test_laws import check_packing
 
 LENGTH = 80  # two blocks of queries, one of them short
-ROWS = {"forgetting": {"name": "forgetting"}, "doubled": {"name": "doubled", "base": 100.0}}
+ROWS = {"gated": {"name": "gated"}, "doubled": {"name": "doubled", "base": 100.0}}
 KERNELS = ("blocked", "xla")
 
 
-class Forgetting(PositionalEncoding):
-    """Logits fall by what the tokens between key and query forget, times a factor of the query."""
+class Gated(PositionalEncoding):
+    """Logits fall by the gates of the tokens between key and query, times a factor of the query."""
 
     looks_back = True
 
@@ -55,7 +55,7 @@ class Doubled(Rotary):
 @pytest.fixture(scope="module", autouse=True)
 def registered():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(positional.ENCODINGS, "forgetting", Forgetting)
+        patch.setitem(positional.ENCODINGS, "gated", Gated)
         patch.setitem(positional.ENCODINGS, "doubled", Doubled)
         yield
 
@@ -76,8 +76,8 @@ def test_an_encoding_has_at_most_ten_public_members():
 
 def test_their_effects_are_found():
     shape = Shape(32, 4, 8, 2, causal=True)
-    forgetting, doubled = (positional.effects(ROWS[name], shape) for name in ("forgetting", "doubled"))
-    assert forgetting.score and not forgetting.bias and forgetting.head_size == 8
+    gated, doubled = (positional.effects(ROWS[name], shape) for name in ("gated", "doubled"))
+    assert gated.score and not gated.bias and gated.head_size == 8
     assert doubled.head_size == 16 and not (doubled.score or doubled.bias or doubled.features)
 
 
@@ -97,15 +97,16 @@ def test_rows_known_to_be_contiguous_equal_rows_of_any_positions(made):
 
 
 @pytest.mark.parametrize("name", sorted(ROWS))
-def test_every_kernel_gives_the_same_in_values_and_gradients(name):
+def test_every_kernel_gives_the_same_values_and_gradients_which_reach_every_parameter(name):
     text = tokens(2, LENGTH)
 
-    def run(kernel: str) -> list[jax.Array]:
+    def run(kernel: str) -> list:
         made = build(name, kernel)
-        loss = jax.value_and_grad(lambda state: jnp.square(made.rows(state, text)).mean())
-        return jax.tree.leaves(loss(made.state))
+        loss = jax.jit(jax.value_and_grad(lambda state: jnp.square(made.rows(state, text)).mean()))
+        return jax.tree.leaves_with_path(loss(made.state))
 
-    for ours, theirs in zip(*map(run, KERNELS), strict=True):
+    for (path, ours), (_, theirs) in zip(*map(run, KERNELS), strict=True):
+        assert bool(jnp.isfinite(ours).all()) and float(jnp.abs(ours).max()) > 1e-6, path
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * max(1, float(jnp.abs(theirs).max())))
 
 
@@ -126,7 +127,7 @@ def test_the_scale_of_logits_is_that_of_the_models_heads():
 
 
 def test_every_layer_sees_its_own_parameters():
-    made, text = model("none", position=ROWS["forgetting"]), tokens(1)
+    made, text = model("none", position=ROWS["gated"]), tokens(1)
     weights = nnx.jit(lambda made: made.weights(text))
     before = weights(made)
     made.position.gate[...] = made.position.gate[...].at[1].add(1.0)
@@ -135,25 +136,17 @@ def test_every_layer_sees_its_own_parameters():
     assert jnp.abs(before[1] - after[1]).max() > 1e-3
 
 
-def test_gradients_are_finite_and_reach_every_parameter(made):
-    text = tokens(2, LENGTH)
-    gradients = jax.grad(lambda state: jnp.square(made.rows(state, text)).mean())(made.state)
-    for path, leaf in jax.tree.leaves_with_path(gradients):
-        assert bool(jnp.isfinite(leaf).all()), path
-        assert float(jnp.abs(leaf).max()) > 1e-6, path
-
-
 @pytest.mark.parametrize("name", sorted(ROWS))
 def test_members_together_equal_each_alone(name):
     members = [nnx.split(model("none", seed=seed, position=ROWS[name])) for seed in (0, 1)]
     graph, states = members[0][0], [state for _, state in members]
     text = tokens(2)
 
-    def loss(state: nnx.State) -> jax.Array:
-        return jnp.square(nnx.merge(graph, state)(text)[0]).mean()
+    def logits(state: nnx.State) -> jax.Array:
+        return nnx.merge(graph, state)(text)[0]
 
-    together = jax.jit(jax.vmap(jax.value_and_grad(loss)))(jax.tree.map(lambda *x: jnp.stack(x), *states))
-    alone = jax.jit(jax.value_and_grad(loss))
+    together = jax.jit(jax.vmap(logits))(jax.tree.map(lambda *x: jnp.stack(x), *states))
+    alone = jax.jit(logits)
     for member, state in enumerate(states):
-        for ours, theirs in zip(jax.tree.leaves(together), jax.tree.leaves(alone(state)), strict=True):
-            np.testing.assert_allclose(ours[member], theirs, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(together[member], alone(state), atol=2e-5)
+    assert jnp.abs(together[0] - together[1]).max() > 0.1

@@ -9,6 +9,7 @@ import pytest
 
 from rope_lm.positional.rotary import angles, frequencies, rotate, steps, upper_bound, wave
 
+few = hypothesis.settings(max_examples=20)
 place = hypothesis.strategies.integers(0, 100_000)
 planes = hypothesis.strategies.sampled_from([1, 4, 32])  # few sizes, because each is compiled
 base = hypothesis.strategies.floats(2, 1e7)
@@ -19,6 +20,7 @@ def turned(x: jax.Array, index: jax.Array, per_token: jax.Array) -> jax.Array:
     return rotate(x, wave(angles(index, per_token)))
 
 
+@few
 @hypothesis.given(place, planes, base, hypothesis.strategies.integers(0, 2**31 - 1))
 def test_rotation_preserves_norms(start, planes, base, seed):
     x = jax.random.normal(jax.random.key(seed), (2, 8, 4, 2 * planes))
@@ -28,6 +30,7 @@ def test_rotation_preserves_norms(start, planes, base, seed):
     assert start == 0 or np.abs(found - x).max() > 1e-3
 
 
+@few
 @hypothesis.given(place, place, place, planes, base)
 def test_a_rotated_product_depends_on_the_distance_alone(first, second, shift, planes, base):
     q, k = jax.random.normal(jax.random.key(planes), (2, 1, 1, 1, 2 * planes))
