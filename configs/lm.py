@@ -6,6 +6,7 @@ The string picks rows of tables (position, data, scale, objective, attention, bl
 --config.steps=500
 """
 
+import os
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
@@ -33,6 +34,12 @@ def position(name: str, data: ConfigDict) -> dict[str, Any]:
     return row | {key: data.get_ref("length") for key in ("limit", "trained_length") if key in row}
 
 
+def cache() -> str:
+    """Return the folder for prepared text: in XDG_CACHE_HOME, which has to be absolute, or else in ~/.cache."""
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    return f"{home if os.path.isabs(home) else '~/.cache'}/rope_lm"
+
+
 def hidden(width: Any, mlp: str) -> Any:
     """Return the MLP's width: four times the model's.
 
@@ -58,7 +65,7 @@ def get_config(text: str = "") -> ConfigDict:
             "length": scale["data"]["length"],  # tokens
             "batch": scale["data"]["batch"],  # rows a step, of each member
             "validation_rows": 128,  # rows, the same for every arm and seed
-            "cache": "~/.cache/rope_lm",
+            "cache": cache(),
         }
     )
     config.objective = ConfigDict(named("objective", chosen["objective"], OBJECTIVES))

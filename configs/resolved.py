@@ -14,7 +14,7 @@ from rope_lm.refusal import Refusal
 def get_config(path: str) -> ConfigDict:
     """Return the config in the JSON file at `path`. Raises Refusal if it is missing or not JSON."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(settings.path(path, path), encoding="utf-8") as file:
             return ConfigDict(settings.tuples(migrate.config(json.load(file))))
     except (OSError, ValueError, AttributeError) as error:
         raise Refusal(f"config {path!r} cannot be read ({error}): name the config.json of a run") from error

@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from rope_lm.plan import capacity
 from rope_lm.positional import check_length
 from rope_lm.positions import contiguous
 from rope_lm.refusal import Refusal
@@ -48,6 +49,7 @@ def generate(
         )
     if not model.causal:
         raise Refusal("this model sees the tokens ahead, so it cannot generate text: give a run of objective=causal")
+    _check_memory(model, len(prompt) + count)
     check_length(model.position, len(prompt) + count - 1)  # the last token drawn is not read
     graph, state = nnx.split(model)
 
@@ -65,3 +67,15 @@ def generate(
         at += tokens.shape[1]
         tokens = token[None, None]
         yield int(token)
+
+
+def _check_memory(model: Transformer, tokens: int) -> None:
+    """Raise Refusal if the cache of so many tokens does not fit in the memory of the device."""
+    one, two = (jax.tree.leaves(model.cache(1, length)) for length in (1, 2))
+    needs = tokens * sum(b.nbytes - a.nbytes for a, b in zip(one, two, strict=True))
+    has = capacity(jax.devices()[0])
+    if has and needs > has:
+        raise Refusal(
+            f"the keys and values of {tokens:,} tokens need {needs / 1e9:,.1f} GB, the device has {has / 1e9:.1f} GB: "
+            "give fewer tokens"
+        )

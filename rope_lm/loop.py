@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rope_lm import training
+from rope_lm import signals, training
 from rope_lm.checkpoint import Checkpoints
 from rope_lm.data import batches
 from rope_lm.plan import Plan, initial, plan
@@ -122,8 +122,9 @@ class Loop:
         folder = self.directory.workdir / "checkpoints"
         self.plan.data.coder.save(self.directory.workdir)
         saved = self.directory.saved
+        self.stop: list[int] = []  # signals that came; a second one cannot tear the save that the first one caused
         with (
-            _signals() as self.stop,
+            signals.answered(self.stop.append),
             _memory_errors(self.plan),
             Checkpoints(folder, 2, saved, self.directory.note_saved) as self.checkpoints,
         ):
@@ -285,21 +286,3 @@ def _memory_errors(plan: Plan) -> Iterator[None]:
         if not re.search("RESOURCE_EXHAUSTED|out of memory", str(error), re.IGNORECASE):
             raise
         raise MemoryError(f"a device is out of memory: {plan.smaller()}") from error
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect SIGTERM and SIGINT in a list: the loop then ends after its step and saves.
-
-    A second signal changes nothing, so that it cannot tear the save that the first one caused.
-    """
-    received: list[int] = []
-    handlers = {
-        number: signal.signal(number, lambda number, _: received.append(number))
-        for number in (signal.SIGTERM, signal.SIGINT)
-    }
-    try:
-        yield received
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)

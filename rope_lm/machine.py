@@ -42,7 +42,7 @@ def _groups(controller: str) -> Iterator[Path]:
 
     A container sees its own group as the root, whatever the path of that group is outside.
     """
-    for line in MINE.read_text().splitlines() if MINE.exists() else []:
+    for line in MINE.read_text(errors="replace").splitlines() if MINE.exists() else []:
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue

@@ -171,8 +171,8 @@ def capacity(device: jax.Device) -> int:
 
 
 def _check_top(steps: int, seeds: tuple[int, ...]) -> None:
-    if steps < 1:
-        raise Refusal(f"steps={steps}: must be at least 1")
+    if not 1 <= steps < 2**31:
+        raise Refusal(f"steps={steps}: must be at least 1 and below 2**31")
     if min(seeds) < 0 or max(seeds) >= 2**31:
         raise Refusal(f"seeds={tuple(seeds)}: each must be at least 0 and below 2**31")
     if len(set(seeds)) < len(seeds):

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rope_lm import environment
+
 PACKAGES = (
     "jax",
     "jaxlib",
@@ -39,7 +41,7 @@ def provenance(argv: Sequence[str], overrides: Mapping[str, Any]) -> dict[str, A
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "host": socket.gethostname(),
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "environment": environment.recorded(),
         "glibc_tunables": os.environ.get("GLIBC_TUNABLES", ""),
     }
 

@@ -31,7 +31,7 @@ from rope_lm.tensorboard import EventFile
 # Config keys that may change when a run goes on: except for `steps`, none of them changes what a step computes.
 MAY_CHANGE = ("steps", "every.log", "every.save", "mesh", "data.cache")
 # Facts recorded for each segment. A change is reported when the run goes on.
-FACTS = ("host", "python", "versions", "device", "deterministic", "commit", "diff")
+FACTS = ("host", "python", "versions", "environment", "device", "deterministic", "commit", "diff")
 UNPLOTTED = ("step", "member", "split", "tokens", "seconds")  # keys of a row without a TensorBoard curve
 
 
@@ -43,7 +43,7 @@ class RunDirectory:
     """
 
     def __init__(self, workdir: str | Path, config: Mapping[str, Any], manifest: Mapping[str, Any]):
-        self.workdir = Path(workdir).absolute()
+        self.workdir = settings.folder(workdir, f"workdir {str(workdir)!r}")
         self.config, self.manifest = _plain(config), _plain(manifest)
         self.events: list[EventFile] = []
         self.seconds = 0.0  # of training, up to the step at which the run began or went on
@@ -154,7 +154,8 @@ class RunDirectory:
 
     def _report_changes(self, before: Mapping[str, Any], segment: Mapping[str, Any]) -> None:
         name, step = self.workdir.name, segment["step"]
-        facts = [{key: entry.get(key) for key in FACTS} for entry in (before, segment)]
+        known = [key for key in FACTS if key in before]  # earlier versions recorded fewer
+        facts = [{key: entry.get(key) for key in known} for entry in (before, segment)]
         for key, was, now in differences(facts[0], facts[1]):
             print(f"{name}: {key} changed from {was} to {now}", file=sys.stderr)
         if (stood := (self.status or {"step": 0})["step"]) > step:
@@ -176,6 +177,18 @@ class RunDirectory:
                 f"workdir {str(self.workdir)!r} holds a run of another config ({'; '.join(changed)}): use another "
                 "--workdir, or give the config of that run"
             )
+
+
+def present(workdir: Path, status: dict[str, Any]) -> dict[str, Any]:
+    """Return the status of a run as it is now: "lost" instead of "running" if no process trains it any more."""
+    with suppress(Refusal):  # files cannot be locked here, so nobody can tell
+        if status["status"] == "running" and not holder(workdir):
+            return {
+                **status,
+                "status": "lost",
+                "why": "its process is gone; the same command goes on from its last save",
+            }
+    return status
 
 
 def read(workdir: Path) -> tuple[Any, Any, Any]:

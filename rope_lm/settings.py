@@ -53,12 +53,27 @@ def build(section: Mapping[str, Any], table: Mapping[str, Callable[..., T]], whe
     return function(**bind(function, arguments, where, given))
 
 
-def path(text: str, given: str) -> Path:
+def path(text: str | Path, given: str) -> Path:
     """Return the path with `~` resolved. Raises Refusal, naming the `given` flag, if there is no such home folder."""
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
-        raise Refusal(f"{given}: there is no home folder {text.split('/')[0]} here; give a path without it") from error
+        raise Refusal(f"{given}: there is no home folder {Path(text).parts[0]} here; give a path without it") from error
+
+
+def folder(text: str | Path, given: str) -> Path:
+    """Return the absolute path of a folder to write into, with `~` resolved. Raises Refusal as `path` does.
+
+    Also raises Refusal for a path that is not UTF-8: the libraries that write checkpoints cannot open it.
+    """
+    found = path(text, given).absolute()
+    try:
+        str(found).encode()
+    except UnicodeEncodeError as error:
+        raise Refusal(
+            f"{given}: the path {str(found)!r} is not UTF-8; give one that is, in a locale of UTF-8"
+        ) from error
+    return found
 
 
 def tuples(value: Any) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from rope_lm import environment
 from rope_lm.refusal import Refusal
 
 AXES = ("member", "data", "fsdp", "tensor")
@@ -29,7 +30,8 @@ def make(member: int, data: int, fsdp: int, tensor: int) -> Mesh:
 
     Raises Refusal if the sizes do not multiply to a number of devices that is there.
     """
-    sizes, count = [member, data, fsdp, tensor], jax.device_count()
+    sizes, devices = [member, data, fsdp, tensor], environment.devices()
+    count = len(devices)
     shown = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
     if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
         raise Refusal(f"mesh {shown}: every size must be at least 1, and at most one may be -1 (the devices left)")
@@ -37,8 +39,9 @@ def make(member: int, data: int, fsdp: int, tensor: int) -> Mesh:
     if fixed > count or (-1 in sizes and count % fixed):
         raise Refusal(f"mesh {shown}: asks for {fixed} devices or a multiple, there are {count}: change --config.mesh")
     sizes = [count // fixed if size == -1 else size for size in sizes]
-    devices = np.array(jax.devices()[: math.prod(sizes)]).reshape(sizes)
-    return Mesh(devices, AXES, axis_types=(jax.sharding.AxisType.Auto,) * 4)
+    return Mesh(
+        np.array(devices[: math.prod(sizes)]).reshape(sizes), AXES, axis_types=(jax.sharding.AxisType.Auto,) * 4
+    )
 
 
 def spec(axes: tuple[str, ...]) -> P:

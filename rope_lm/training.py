@@ -16,7 +16,7 @@ from jax.sharding import Mesh, Sharding
 from jax.stages import Wrapped
 from jaxtyping import Array, Float, Int, Key, UInt
 
-from rope_lm import execution, objective, optimizer, positional, sharding, transformer
+from rope_lm import environment, execution, objective, optimizer, positional, sharding, transformer
 from rope_lm.execution import Execution
 from rope_lm.kernels.softmax import Added
 from rope_lm.objective import Objective
@@ -139,6 +139,7 @@ def specify(
     `config`: the whole config of the run; `vocabulary`: of its text. Raises Refusal for sections that do not fit
     `Transformer`, `optimizer.make` and `objective.make`, and for a mesh that cannot divide the work.
     """
+    environment.pin()
     predicted = objective.make(config["objective"], vocabulary=vocabulary)
     batch, length = config["data"]["batch"], config["data"]["length"]
     model = dict(config["model"])

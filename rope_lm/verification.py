@@ -151,8 +151,8 @@ def _batches(config: Mapping, manifest: Mapping) -> Iterator[Finding]:
 
 
 def _versions(manifest: Mapping) -> Iterator[Finding]:
-    keys = ("versions", "python", "commit", "diff")
+    keys = [key for key in ("versions", "python", "environment", "commit", "diff") if key in manifest]
     recorded, present = ({key: origin[key] for key in keys} for origin in (manifest, provenance([], {})))
     for key, was, now in run_directory.differences(recorded, present):
-        name = key.removeprefix("versions.")
+        name = key.removeprefix("versions.").removeprefix("environment.")
         yield Finding(False, f"{name} was {was}, here it is {now}: do not expect the same bits")

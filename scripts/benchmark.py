@@ -1,5 +1,10 @@
 """Measure how fast training is: per encoding, in ensembles, by depth and by length; a table, JSON and a figure."""
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # also for `python scripts/benchmark.py`
+
 import platform
 import subprocess
 import tempfile
@@ -7,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -56,7 +60,9 @@ def main() -> int:
     parser.add_argument("--encodings", default="few", help=f"with commas, all, or few: {', '.join(FEW)} (few)")
     parser.add_argument("--attention", default="softmax", help=f"{' or '.join(ATTENTIONS)} (softmax)")
     parser.add_argument("--only-encodings", action="store_true", help="measure the encodings and nothing else")
-    parser.add_argument("--out", help="a folder for benchmark.json and benchmark.svg (nothing is written)")
+    parser.add_argument(
+        "--out", type=entry.path, help="a folder for benchmark.json and benchmark.svg (nothing is written)"
+    )
     arguments = parser.parse_args()
     scales = arguments.scale.split(",")
     for scale in scales:
@@ -67,8 +73,9 @@ def main() -> int:
         pick("--encodings", name, POSITIONS)
     shape = _shape(arguments.shape)
     entry.huge_pages()
-    from rope_lm import benchmark  # JAX, which takes seconds, in the process that stays
+    from rope_lm import benchmark, environment  # JAX, which takes seconds, in the process that stays
 
+    environment.pin()
     entry.cores_as_devices(_config(f"scale={scales[0]}", shape))
     if arguments.encodings in LISTS:
         names = [name for name in LISTS[arguments.encodings] if _fits(name, arguments.attention)]
@@ -232,20 +239,19 @@ def _table(scale: str, rows: list[dict]) -> Table:
     return table
 
 
-def _write(folder: str | None, result: dict, draw: bool = False) -> None:
+def _write(out: Path | None, result: dict, draw: bool = False) -> None:
     from rope_lm.analysis import figures
     from rope_lm.run_directory import write_json
 
-    if not folder:
+    if not out:
         return
-    out = Path(folder)
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "benchmark.json", result)
         if draw:
             figures.save(figures.speeds(_measured(result["rows"])), out / "benchmark")
     except OSError as error:
-        raise Refusal(f"--out={folder!r} cannot be written ({error.strerror}): choose another folder") from error
+        raise Refusal(f"--out={str(out)!r} cannot be written ({error.strerror}): choose another folder") from error
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # also for `python scripts/convert.py`
+
 from rope_lm.refusal import Refusal
 from scripts import entry
 
@@ -27,9 +29,9 @@ exit status: 0, or 2 for a mistake in the command."""
 
 def main() -> int:
     parser = entry.parser("convert", __doc__, EXAMPLES)
-    parser.add_argument("--workdir", type=Path, required=True, help="the folder of a run")
+    parser.add_argument("--workdir", type=entry.path, required=True, help="the folder of a run")
     parser.add_argument("--member", type=int, default=0, help="the member to export (0)")
-    parser.add_argument("--out", type=Path, required=True, help="the folder to write; must not hold a model yet")
+    parser.add_argument("--out", type=entry.path, required=True, help="the folder to write; must not hold a model yet")
     arguments = parser.parse_args()
     if arguments.out.resolve().is_relative_to(arguments.workdir.resolve()):
         raise Refusal(

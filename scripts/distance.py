@@ -1,6 +1,9 @@
 """Measure how far trained runs look: attention by distance, per layer and head, on validation text."""
 
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # also for `python scripts/distance.py`
 
 import numpy as np
 from rich.console import Console
@@ -20,7 +23,7 @@ exit status: 0, or 2 for a mistake in the command."""
 
 def main() -> int:
     parser = entry.parser("distance", __doc__, EXAMPLES)
-    parser.add_argument("runs", nargs="+", type=Path, help="the --workdir of a run or of a sweep")
+    parser.add_argument("runs", nargs="+", type=entry.path, help="the --workdir of a run or of a sweep")
     parser.add_argument("--rows", type=int, default=32, help="number of rows of validation text (32)")
     arguments = parser.parse_args()
     if arguments.rows < 1:

@@ -1,7 +1,11 @@
 """Print the table of encodings: tests, cost and result of each; draw how each changes a score with distance."""
 
-import json
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # also for `python scripts/encodings.py`
+
+import json
 from typing import Any
 
 import numpy as np
@@ -25,13 +29,15 @@ UNSHAPED = ("relative_bias", "fire", "continuous_bias")  # their curves are rand
 def main() -> int:
     parser = entry.parser("encodings", __doc__, EXAMPLES)
     archive = ROOT / "results/encodings"
-    parser.add_argument("--report", type=Path, default=archive / "summary.json", help="summary.json of a report")
-    parser.add_argument("--benchmark", type=Path, default=archive / "benchmark.json", help="its JSON")
-    parser.add_argument("--out", type=Path, help="a folder for the files above (nothing is written)")
+    parser.add_argument("--report", type=entry.path, default=archive / "summary.json", help="summary.json of a report")
+    parser.add_argument("--benchmark", type=entry.path, default=archive / "benchmark.json", help="its JSON")
+    parser.add_argument("--out", type=entry.path, help="a folder for the files above (nothing is written)")
     arguments = parser.parse_args()
+    from rope_lm import environment
     from rope_lm.analysis import documents
     from rope_lm.positional import ENCODINGS
 
+    environment.pin()
     report, benchmark = documents.summary(arguments.report), documents.read(arguments.benchmark)
     goldens = documents.read(ROOT / "tests/goldens/index.json")
     invariant = {name: shift_invariant(name) for name in ENCODINGS}

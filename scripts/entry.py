@@ -1,10 +1,12 @@
 """Start and end of every script: flags, one-line answers to mistakes, and the process that it runs in."""
 
 import argparse
+import difflib
 import errno
 import io
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -14,8 +16,13 @@ from typing import Any, NoReturn, TextIO
 from absl import flags
 from ml_collections import ConfigDict, FieldReference, config_flags
 
-from rope_lm import machine, settings
+from configs import lm
+from rope_lm import environment, machine, settings, signals
 from rope_lm.refusal import Refusal
+
+# Names that other projects give to keys of configs/lm.py.
+ELSEWHERE = {"epochs": "steps", "iters": "steps", "seq_len": "length", "context": "length", "block_size": "length"}
+ELSEWHERE |= dict.fromkeys(("dim", "d_model", "n_embd", "hidden_size", "embed_dim"), "width")
 
 
 class _LossyFile(io.FileIO):
@@ -34,15 +41,26 @@ def _lossy(stream: TextIO | None) -> TextIO | None:
     return io.TextIOWrapper(raw, stream.encoding, stream.errors, line_buffering=True)
 
 
+def _interrupt(number: int) -> NoReturn:
+    raise KeyboardInterrupt
+
+
 def end(main: Callable[[], int], trains: bool = False) -> NoReturn:
     """Run `main` and exit with its status; an error that a person can fix is one line without a traceback.
 
     The status is 2 for a Refusal, 1 for too little memory or a full disk, and 75 for Ctrl-C when there is nothing to
-    save. A `main` that trains is not ended by output that nobody reads.
+    save, in a `main` that trains also for the other signals that ask it to stop. Such a `main` is not ended by output
+    that nobody reads.
     """
+    for name in environment.PINNED:  # without effect, but JAX does not start where it cannot read one
+        os.environ.pop(name.upper(), None)
     os.environ.setdefault("NPROC", str(machine.cores()))  # threads of XLA, which does not see a container's quota
     if trains:
+        signals.answer(_interrupt)  # as Ctrl-C, until there is something to save
         sys.stdout, sys.stderr = map(_lossy, (sys.stdout, sys.stderr))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # else closed from the start
+            stream.reconfigure(errors="backslashreplace")  # a terminal may not hold every character
     try:
         sys.exit(main())
     except Refusal as refusal:
@@ -61,23 +79,84 @@ def end(main: Callable[[], int], trains: bool = False) -> NoReturn:
             raise
         _fail(f"{error}: free some space; the same command goes on from the last checkpoint", 1)
     except KeyboardInterrupt:
-        _fail("stopped", 75)
+        _fail("stopped", signals.STOPPED)
 
 
 def start(main: Callable[[], int], usage: str) -> NoReturn:
     """Parse absl's flags, then `end` a script that trains."""
     if {"-h", "-help", "--help"} & set(sys.argv[1:]):
-        print(usage.strip(), "\n\nFlags:")
-        for flag in flags.FLAGS.flags_by_module_dict()[sys.argv[0]]:
-            print(f"  --{flag.name:<10} {flag.help}")
-        sys.exit(0)
+        known = flags.FLAGS.flags_by_module_dict()[sys.argv[0]]
+        shown = [usage.strip(), "", "Flags:", *(f"  --{flag.name:<10} {flag.help}" for flag in known)]
+        end(lambda: print("\n".join(shown)) or 0)
+    # A shell resolves `~` at the beginning of a word only.
+    sys.argv = [re.sub("^(--?config=)(~[^:]*)", lambda flag: f"{flag[1]}{path(flag[2])}", word) for word in sys.argv]
     try:
         rest = flags.FLAGS(sys.argv)[1:]
     except Exception as error:  # flags report a bad value by many types of exceptions
-        _fail(error, 2)
+        _fail(_unknown_flag(error) or error, 2)
     if rest:
         _fail(f"unexpected argument {rest[0]!r}: flags look like --workdir=runs/a; see --help", 2)
     end(main, trains=True)
+
+
+def _unknown_flag(error: Exception) -> Refusal | None:
+    """Return the Refusal for a flag that is not a key of the config; None if `error` has another cause."""
+    path = next((word.partition("=")[2] for word in sys.argv if re.match("--?config=", word)), "")
+    try:
+        config = flags.FLAGS["config"].parser.parse(path)
+    except Exception:  # the file's own, which `error` tells
+        return None
+    keys = _keys(plain(config))
+    foreign = error.flagname if isinstance(error, flags.UnrecognizedFlagError) and "Did you" not in str(error) else ""
+    for word in sys.argv[1:]:
+        flag = re.match(r"(--?(?:no)?(config\.)?)([\w.-]+)(?:=(.*))?$", word)
+        if flag and (not _is_value(keys, flag[3]) if flag[2] else flag[3] == foreign):
+            return _no_such_key(flag[1], flag[3], flag[4] or "...", keys, path)
+    return None
+
+
+def _keys(config: Any, at: str = "") -> dict[str, Any]:
+    """Return the value of every key of a config, sections too, by its dotted path."""
+    keys: dict[str, Any] = {}
+    for key, value in config.items() if isinstance(config, dict) else ():
+        keys |= {f"{at}{key}": value} | _keys(value, f"{at}{key}.")
+    return keys
+
+
+def _is_value(keys: dict[str, Any], path: str) -> bool:
+    return path in keys and not isinstance(keys[path], dict)
+
+
+def _no_such_key(dashes: str, given: str, value: str, keys: dict[str, Any], path: str) -> Refusal:
+    """Return the Refusal for a flag that sets no value of the config: its nearest keys, or the config string."""
+    section, _, name = given.rpartition(".")
+    sweep = "arms" in keys
+    if sweep and name == "position":
+        return Refusal(f"{dashes}{given}={value}: each arm of a sweep has a position of its own; --only picks arms")
+    if name in lm.DEFAULTS:
+        chosen = f"{path}{',' if ':' in path else ':'}{name}={value}"
+        return Refusal(f"{dashes}{given}={value}: a {name} is chosen in the config string: --config={chosen}")
+    if isinstance(keys.get(given), dict):
+        inner = ", ".join(f"--config.{given}.{key}" for key in keys[given])
+        return Refusal(f"{dashes}{given}={value}: this is a section; set one of its keys: {inner}")
+    name = ELSEWHERE.get(name, name)
+
+    def likeness(key: str) -> tuple[float, float]:
+        last = key.rpartition(".")[2]
+        words = last.split("_")
+        short = name in words or name == "".join(word[:1] for word in words)  # rate, lr
+        alike = max(difflib.SequenceMatcher(None, name, last).ratio(), 0.8 * short)
+        return alike, difflib.SequenceMatcher(None, given, key).ratio()
+
+    values = [key for key in keys if _is_value(keys, key) and (not sweep or key[:5] == "base." or given[:5] == "arms.")]
+    nearest = sorted(values, key=likeness, reverse=True)[:3]
+    nearest = [key for key in nearest if likeness(key)[0] >= max(0.6, likeness(nearest[0])[0] - 0.1)]
+    if nearest:
+        hint = f"did you mean {' or '.join(f'--config.{key}' for key in nearest)}?"
+    else:
+        inside = [key for key in values if key.startswith(f"{section}.")] or values
+        hint = f"the keys are {', '.join(inside)}"
+    return Refusal(f"unknown flag {dashes}{given}: {hint}")
 
 
 def _fail(why: object, status: int) -> NoReturn:
@@ -104,11 +183,16 @@ def multiples(text: str) -> list[int]:
     return [int(number) for number in text.split(",")]
 
 
-def required(holder: flags.FlagHolder) -> str:
-    """Return the value of a flag. Raises Refusal if it was not given."""
+def path(text: str) -> Path:
+    """Return the path that a flag or an argument of a parser gives, with `~` resolved."""
+    return settings.path(text, text)
+
+
+def workdir(holder: flags.FlagHolder) -> Path:
+    """Return the folder that the flag --workdir gives. Raises Refusal if it was not given."""
     if not holder.value:
         raise Refusal(f"--{holder.name} is missing; see --help")
-    return holder.value
+    return settings.folder(holder.value, f"--{holder.name}={holder.value}")
 
 
 def config(holder: flags.FlagHolder) -> dict[str, Any]:
@@ -176,5 +260,5 @@ def compilation_cache(folder: str) -> None:
     """Keep compiled programs in `folder`, so that a second start or a resumed run does not compile again."""
     import jax
 
-    jax.config.update("jax_compilation_cache_dir", str(settings.path(folder, f"data.cache={folder}") / "compiled"))
+    jax.config.update("jax_compilation_cache_dir", str(settings.folder(folder, f"data.cache={folder}") / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

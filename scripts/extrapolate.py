@@ -1,6 +1,10 @@
 """Evaluate runs on texts longer than those that they were trained on."""
 
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # also for `python scripts/extrapolate.py`
+
 from statistics import mean
 from typing import Any
 
@@ -24,7 +28,7 @@ exit status: 0, or 2 for a mistake in the command."""
 
 def main() -> int:
     parser = entry.parser("extrapolate", __doc__, EXAMPLES)
-    parser.add_argument("runs", nargs="+", type=Path, help="the --workdir of a run or of a sweep")
+    parser.add_argument("runs", nargs="+", type=entry.path, help="the --workdir of a run or of a sweep")
     parser.add_argument(
         "--multiples", default="1,2,4,8", help="lengths to read, in trained lengths, with commas (1,2,4,8)"
     )

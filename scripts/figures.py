@@ -1,12 +1,16 @@
 """Draw the figures of docs/rotary.md with the project's own rotation."""
 
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # also for `python scripts/figures.py`
 
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from matplotlib.figure import Figure
 
+from rope_lm import environment
 from rope_lm.analysis import illustrations
 from rope_lm.positional.rotary import angles, frequencies, rotate, upper_bound, wave
 from rope_lm.refusal import Refusal
@@ -26,8 +30,9 @@ WINDOW = 32  # tokens
 
 def main() -> int:
     parser = entry.parser("figures", __doc__, EXAMPLES)
-    parser.add_argument("--out", type=Path, default=ROOT / "docs/figures", help="the folder to draw into")
+    parser.add_argument("--out", type=entry.path, default=ROOT / "docs/figures", help="the folder to draw into")
     out = parser.parse_args().out
+    environment.pin()
     drawn = figures()
     try:
         illustrations.draw(drawn, out)

@@ -1,8 +1,12 @@
 """Generate text with a trained run, printed as it is drawn."""
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # also for `python scripts/generate.py`
+
 import codecs
 import os
-from pathlib import Path
 
 import numpy as np
 
@@ -20,7 +24,7 @@ exit status: 0, or 2 for a mistake in the command."""
 
 def main() -> int:
     parser = entry.parser("generate", __doc__, EXAMPLES)
-    parser.add_argument("--workdir", type=Path, required=True, help="the folder of a run")
+    parser.add_argument("--workdir", type=entry.path, required=True, help="the folder of a run")
     parser.add_argument("--prompt", default="", help="the text to continue (a new document)")
     parser.add_argument("--tokens", type=int, default=200, help="the most tokens to generate (200)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 always takes the likeliest token (0.8)")

@@ -1,7 +1,11 @@
 """Measure how often runs trained on a probe answer it, by distance."""
 
-from collections.abc import Sequence
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # also for `python scripts/probe.py`
+
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -24,7 +28,7 @@ exit status: 0, or 2 for a mistake in the command."""
 
 def main() -> int:
     parser = entry.parser("probe", __doc__, EXAMPLES)
-    parser.add_argument("runs", nargs="+", type=Path, help="the --workdir of a run or of a sweep")
+    parser.add_argument("runs", nargs="+", type=entry.path, help="the --workdir of a run or of a sweep")
     parser.add_argument("--multiples", default="1", help="lengths of rows, in trained lengths, with commas (1)")
     parser.add_argument("--rows", type=int, default=256, help="number of rows (256)")
     arguments = parser.parse_args()

@@ -1,9 +1,12 @@
 """Write the report of sweeps or runs: index.html, summary.json, runs.json, table.csv, table.tex, figures/."""
 
-import json
-import shlex
 import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # also for `python scripts/report.py`
+
+import json
+import shlex
 from typing import Any
 
 from rich import table
@@ -27,20 +30,20 @@ exit status: 0, or 3 if --against was given and is not reproduced, or 2 for a mi
 
 def main() -> int:
     parser = entry.parser("report", __doc__, EXAMPLES)
-    parser.add_argument("runs", nargs="+", help="the --workdir of a sweep or of a run")
-    parser.add_argument("--out", required=True, help="the folder to write the report into")
+    parser.add_argument("runs", nargs="+", type=entry.path, help="the --workdir of a sweep or of a run")
+    parser.add_argument("--out", type=entry.path, required=True, help="the folder to write the report into")
     parser.add_argument("--treatment", default="rotary", help="the arm whose speed-up is measured (rotary)")
-    parser.add_argument("--against", help="the summary.json of an archived report to compare with")
+    parser.add_argument("--against", type=entry.path, help="the summary.json of an archived report to compare with")
     arguments = parser.parse_args()
     archived = _read(arguments.against) if arguments.against else None
     command = shlex.join(["python", "-m", "scripts.report", *sys.argv[1:]])
-    out, console = Path(arguments.out), Console()
+    out, console = arguments.out, Console()
     sweeps = [sweep for path in arguments.runs for sweep in load_all(path)]
     findings = gather(sweeps, arguments.treatment, command)
     try:
         summary = report.write(findings, out)
     except OSError as error:
-        raise Refusal(f"--out={arguments.out!r} cannot be written ({error.strerror}): choose another folder") from error
+        raise Refusal(f"--out={str(out)!r} cannot be written ({error.strerror}): choose another folder") from error
     for shown in _tables(findings):
         console.print(shown)
     for warning in findings.warnings:
@@ -50,11 +53,11 @@ def main() -> int:
     return status
 
 
-def _read(path: str) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise Refusal(f"--against={path!r} cannot be read ({error}): give the summary.json of a report") from error
+        raise Refusal(f"--against={str(path)!r} cannot be read ({error}): give the summary.json of a report") from error
 
 
 def _tables(findings: Findings) -> list[table.Table]:

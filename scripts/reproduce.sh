@@ -5,9 +5,13 @@
 #   WORKDIR=/elsewhere scripts/reproduce.sh          runs/quick is the default
 # Stop it with Ctrl-C; the same command goes on without redoing what is finished.
 set -euo pipefail
+for word in "$@"; do
+  case $word in -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" && exit ;; esac
+done
 case ${WORKDIR:-} in
   "") workdir=runs/quick ;; # in the checkout
   /*) workdir=$WORKDIR ;;
+  "~" | "~/"*) workdir=$HOME${WORKDIR#"~"} ;;
   *) workdir=$PWD/$WORKDIR ;;
 esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -3,6 +3,11 @@
 #   scripts/setup.sh        what training needs: for an NVIDIA GPU or a TPU where one is found, else for the CPU
 #   scripts/setup.sh dev    and what the tests need
 set -euo pipefail
+case ${1:-} in
+  "" | dev) ;;
+  -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" && exit ;;
+  *) echo "error: $1: give nothing, or dev; see --help" >&2 && exit 2 ;;
+esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export PYTHONNOUSERSITE=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 

@@ -13,11 +13,15 @@ that quick's were chosen from), encodings (every encoding at one learning rate);
 (causal and masked, softmax and Performer), tuned (its grid), sizes, embedding_scale. Before it starts, the sweep
 measures a step of each setting and says how long the whole takes on this machine. An arm that fails does not stop the
 others, and an arm that is killed is tried three times in all. The same command goes on where a sweep was stopped, and
-does not repeat finished arms.
+does not repeat finished arms. Ctrl-C stops it: arms that train save, all are listed, and the status is 75. So do
+SIGTERM, SIGHUP (a closed terminal; not under nohup), SIGUSR1, SIGUSR2 and SIGXCPU (a scheduler's warnings).
 Exit status: 0 all finished, 1 some failed or diverged, 2 a mistake in the command, 75 stopped.
 """
 
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # also for `python scripts/sweep.py`
 
 from absl import flags
 from ml_collections import config_flags
@@ -36,7 +40,7 @@ ONLY = flags.DEFINE_list("only", None, "names of arms, separated by commas")
 
 def main() -> int:
     config = entry.config(CONFIG)
-    workdir = entry.required(WORKDIR)
+    root = entry.workdir(WORKDIR)
     from rope_lm.sweep import arms, tables
 
     expanded = arms.expand(config, ONLY.value, entry.overrides(CONFIG))
@@ -47,7 +51,6 @@ def main() -> int:
         tables.show_plan(expanded)
         return 0
     flags = ["--deterministic"] if DETERMINISTIC.value else []
-    root = Path(workdir).resolve()
     return sweep(expanded, config["claims"], root, LAUNCHERS[ON.value](root, AT_ONCE.value, flags))
 
 

@@ -1,6 +1,9 @@
 """Write the tables of README.md and docs/ again, from the archives in results/."""
 
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # also for `python scripts/tables.py`
 
 from rope_lm.analysis import documents
 from scripts import entry

@@ -12,13 +12,19 @@ Flags change numbers; every key of configs/lm.py can be set:
     --config.steps=500  --config.seeds=0,1,2  --config.optimizer.learning_rate=1e-3  --config.model.position.base=5e5
 
 --deterministic makes XLA give the same bits each time on a GPU (slower; a CPU and a TPU do anyway), and records it.
---dry prints parameters, FLOPs and memory; --time measures the seconds of a step. Both write nothing. Stop a run with
-Ctrl-C or SIGTERM: it saves and exits with status 75, and the same command goes on from there. A finished run is not
-trained again.
+--dry prints parameters, FLOPs and memory; --time measures the seconds of a step. Both write nothing. A finished run
+is not trained again.
+
+Stop a run with Ctrl-C: it saves and exits with status 75, and the same command goes on from there. So do SIGTERM,
+SIGHUP (a closed terminal; not under nohup), SIGUSR1, SIGUSR2 and SIGXCPU (a scheduler's warnings).
 Exit status: 0 finished, 2 a mistake in the command, 4 diverged, 75 stopped, 1 anything else.
 """
 
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # also for `python scripts/train.py`
+
 import textwrap
 
 from absl import flags
@@ -42,7 +48,7 @@ def main() -> int:
     config = entry.config(CONFIG)
     if "arms" in config:
         raise Refusal("--config is that of a sweep, which has arms: python -m scripts.sweep trains, or lists, them")
-    workdir = "" if DRY.value or TIME.value else entry.required(WORKDIR)
+    workdir = Path() if DRY.value or TIME.value else entry.workdir(WORKDIR)
     entry.huge_pages()
     from rope_lm import loop, plan, timing  # they import JAX; a mistake in the flags is answered before that
     from rope_lm.sweep import tables
@@ -58,7 +64,7 @@ def main() -> int:
         return 0
     status = loop.train(config, workdir, provenance(sys.argv, entry.overrides(CONFIG)), DETERMINISTIC.value)
     why = f" ({status['why']})" if status["why"] else ""
-    print(f"{workdir}: {status['status']} at step {status['step']}{why}")
+    print(f"{WORKDIR.value}: {status['status']} at step {status['step']}{why}")
     return {"finished": 0, "diverged": 4, "stopped": 75}[status["status"]]
 
 

@@ -1,6 +1,9 @@
 """Check run directories: checksums of checkpoints, metrics, members, the batches that were consumed, versions."""
 
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # also for `python scripts/verify.py`
 
 from scripts import entry
 
@@ -15,7 +18,7 @@ exit status: 0 nothing is wrong, 1 something is, 2 a mistake in the command."""
 
 def main() -> int:
     parser = entry.parser("verify", __doc__ or "", EXAMPLES)
-    parser.add_argument("runs", nargs="+", type=Path, help="the --workdir of a run or of a sweep")
+    parser.add_argument("runs", nargs="+", type=entry.path, help="the --workdir of a run or of a sweep")
     arguments = parser.parse_args()
     from rope_lm.verification import verify
 

@@ -161,7 +161,13 @@ def until(condition: Callable[[], object], seconds: float = 60) -> None:
     [("step:6", "SIGTERM")]
     + [
         pytest.param(*fault, marks=pytest.mark.all)
-        for fault in [("evaluation:2", "SIGTERM"), ("save:1", "SIGTERM"), ("step:6", "SIGINT"), ("save:1", "SIGINT")]
+        for fault in [
+            ("evaluation:2", "SIGTERM"),
+            ("save:1", "SIGTERM"),
+            ("step:6", "SIGINT"),
+            ("save:1", "SIGINT"),
+            ("step:6", "SIGHUP"),
+        ]
     ],
 )
 def test_01_a_run_that_is_asked_to_stop_saves_and_goes_on_to_the_same_bits(runs, whole, tmp_path, moment, name):

@@ -17,7 +17,7 @@ LIBRARY = [path for path in SOURCES if path.is_relative_to(ROOT / "rope_lm")]
 
 # The rooms of rope_lm, floor by floor. A room imports those on lower floors, and those named before it on its own.
 FLOORS = [
-    ["refusal", "settings", "machine", "positions", "kernels", "positional"],
+    ["refusal", "settings", "machine", "environment", "signals", "positions", "kernels", "positional"],
     ["data", "attention", "block", "transformer", "objective", "optimizer", "sharding", "execution"],
     ["training", "costs", "migrate", "tensorboard", "progress", "provenance", "run_directory", "checkpoint"],
     ["plan", "timing", "loop", "sweep", "analysis", "interop"],

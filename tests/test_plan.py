@@ -19,6 +19,7 @@ def config(text, cache) -> dict:
     [
         (None, {"stpes": 3}, "unknown key in the config 'stpes': did you mean steps"),
         (None, {"steps": 0}, "steps=0: must be at least 1"),
+        (None, {"steps": 2**31}, "steps=2147483648: must be at least 1 and below 2..31"),
         (None, {"steps": True}, "config.steps=True: must be a whole number"),
         (None, {"steps": None}, "config.steps=None: must be a whole number"),
         (None, {"seeds": (1, 1)}, "equal seeds are the same run twice"),

@@ -13,9 +13,11 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rope_lm import run_directory, tensorboard
+from rope_lm.analysis import load
 from rope_lm.provenance import provenance
 from rope_lm.refusal import Refusal
 from rope_lm.run_directory import RunDirectory
+from rope_lm.sweep.arms import status
 
 CONFIG = {"steps": 10, "seeds": (0, 1), "model": {"width": 64}, "every": {"log": 1, "save": 5}, "data": {"cache": "a"}}
 MANIFEST = {
@@ -166,6 +168,16 @@ def test_only_a_lock_that_is_taken_counts_as_held(tmp_path, monkeypatch):
     for ask in (run_directory.holder, lambda workdir: RunDirectory(workdir, CONFIG, MANIFEST)):
         with pytest.raises(Refusal, match=r"\.lock cannot be locked \(No locks available\): use a --workdir on"):
             ask(tmp_path)
+
+
+def test_a_run_whose_process_is_gone_is_lost_wherever_its_status_is_shown(tmp_path):
+    with RunDirectory(tmp_path / "a", CONFIG | {"optimizer": {}}, MANIFEST) as run:
+        run.begin(0, {})
+        assert status(tmp_path, "a")["status"] == run_directory.present(run.workdir, run.status)["status"] == "running"
+    found = run_directory.present(tmp_path / "a", run.status)
+    assert run.status["status"] == "running" and found["status"] == "lost" and "its process is gone" in found["why"]
+    assert status(tmp_path, "a") == found == load(tmp_path).runs[0].status
+    assert run_directory.present(tmp_path / "a", {"status": "finished"}) == {"status": "finished"}
 
 
 def test_who_may_only_read_a_run_can_ask_who_trains_it():

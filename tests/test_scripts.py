@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -85,6 +86,30 @@ entry.end(lambda: print(os.environ["NPROC"]) or 0)
     assert done.stdout.strip() == "1", done.stderr
 
 
+@pytest.mark.parametrize("trains", [True, False])
+@pytest.mark.parametrize("env, shown", [
+    ({"PYTHONIOENCODING": "latin-1"}, b"\xe9 \\u2192 \\udcff"),
+    ({"PYTHONIOENCODING": "utf-8"}, "é → \\udcff".encode()),  # a file's name with a byte that is not UTF-8
+    ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, b"\\xe9 \\u2192 \\udcff"),
+])  # fmt: skip
+def test_no_character_ends_a_command(env, shown, trains):
+    program = "from scripts import entry; from rich.console import Console; text = '\\xe9 \\u2192 \\udcff'\n"
+    program += f"entry.end(lambda: print(text) or Console().print(text) or 0, trains={trains})"
+    for out in (subprocess.PIPE, subprocess.DEVNULL):
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=ROOT, env=os.environ | env, stdout=out, stderr=subprocess.PIPE
+        )
+        assert done.returncode == 0 and not done.stderr
+        assert done.stdout is None or done.stdout.splitlines() == [shown] * 2
+
+
+def test_jax_starts_whatever_pinned_settings_say():
+    program = "import os; from scripts import entry; entry.end(lambda: print(os.environ.get('JAX_ENABLE_X64')) or 0)"
+    env = os.environ | {"JAX_ENABLE_X64": "maybe"}
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.stdout == "None\n", done.stderr
+
+
 @pytest.mark.parametrize(
     "script", sorted({path.stem for path in (ROOT / "scripts").glob("*.py")} - {"__init__", "entry"})
 )
@@ -95,6 +120,25 @@ def test_help_is_worth_reading(script):
     assert 10 < len(done.stdout.splitlines()) < 60
 
 
+def test_a_script_can_be_run_as_a_file_from_any_folder_and_its_help_cut_off(tmp_path):
+    command = f"{sys.executable} {ROOT}/scripts/train.py --help | head -1"
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(command, shell=True, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.stdout == "Train one run: one encoding, one or several seeds.\n" and not done.stderr
+    for script in {*(ROOT / "scripts").glob("*.py")} - {
+        ROOT / "scripts" / name for name in ("__init__.py", "entry.py")
+    }:
+        assert "\nsys.path.insert(0, str(Path(__file__).parents[1]))" in script.read_text(), script
+
+
+@pytest.mark.parametrize("script, words", [
+    ("reproduce", "arguments go to the sweep"), ("setup", "what training needs"),
+])  # fmt: skip
+def test_shell_scripts_have_help_and_begin_nothing_then(script, words):
+    done = subprocess.run([ROOT / "scripts" / f"{script}.sh", "--help"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and words in done.stdout and "#" not in done.stdout
+
+
 MISTAKES = [
     (["scripts.train"], "--config is missing"),
     (["scripts.train", "--config=configs/lm.py"], "--workdir is missing"),
@@ -103,8 +147,40 @@ MISTAKES = [
         "unknown position 'rotery': did you mean",
     ),
     (["scripts.train", "--config=configs/nowhere.py", "--workdir=W"], "there is no file 'configs/nowhere.py'"),
-    (["scripts.train", "--config=configs/lm.py", "--config.modle.width=3", "--workdir=W"], "modle"),
-    (["scripts.train", "--config=configs/lm.py", "--config.model.widht=3", "--workdir=W"], 'Did you mean "width"'),
+    (
+        ["scripts.train", "--config=configs/lm.py", "--config.lr=1e-3", "--workdir=W"],
+        "mean --config.optimizer.learning_rate?",
+    ),
+    (
+        ["scripts.train", "--config=configs/lm.py", "--config.modle.width=3", "--workdir=W"],
+        "mean --config.model.width?",
+    ),
+    (["scripts.train", "--config=configs/lm.py", "--config.optimizer.rate=1"], "did you mean --config.optimizer.learn"),
+    (["scripts.train", "--config=configs/lm.py", "--steps=5", "--workdir=W"], "--steps: did you mean --config.steps?"),
+    (["scripts.train", "--config=configs/lm.py", "--config.epochs=5", "--workdir=W"], "did you mean --config.steps?"),
+    (["scripts.train", "--config=configs/lm.py", "--config.base.steps=5"], "did you mean --config.steps?"),
+    (
+        ["scripts.train", "--config=configs/lm.py", "--config.optimizer.momentum=1"],
+        "the keys are optimizer.accumulation",
+    ),
+    (
+        ["scripts.train", "--config=configs/lm.py:scale=tiny", "--config.position=alibi"],
+        "a position is chosen in the config string: --config=configs/lm.py:scale=tiny,position=alibi",
+    ),
+    (
+        ["scripts.train", "--config=configs/lm.py", "--config.model.position=alibi"],
+        "a position is chosen in the config string: --config=configs/lm.py:position=alibi",
+    ),
+    (["scripts.train", "--config=configs/lm.py", "--config.optimizer=adamw"], "this is a section; set one of its keys"),
+    (
+        ["scripts.sweep", "--config=configs/ablation.py:quick", "--workdir=W", "--config.steps=5"],
+        "unknown flag --config.steps: did you mean --config.base.steps?",
+    ),
+    (
+        ["scripts.sweep", "--config=configs/ablation.py:quick", "--config.lr=1"],
+        "did you mean --config.base.optimizer.le",
+    ),
+    (["scripts.sweep", "--config=configs/ablation.py:quick", "--config.position=alibi"], "--only picks arms"),
     (["scripts.train", "--config=configs/lm.py", "--config.steps=many", "--workdir=W"], "many"),
     (["scripts.train", "--config=configs/lm.py", "--config.steps=1.5", "--workdir=W"], "1.5"),
     (["scripts.train", "--config=configs/lm.py", "--wrokdir=W"], "wrokdir"),
@@ -121,6 +197,13 @@ MISTAKES = [
     (["scripts.train", "--config=configs/ablation.py:quick", "--workdir=W"], "that of a sweep"),
     (["scripts.train", "--config=configs/lm.py:data=text:/none", "--workdir=W"], "no such file or folder"),
     (["scripts.train", "--config=configs/lm.py", "--workdir=W", "--config.data.cache=~no-one/a"], "home folder"),
+    (
+        ["scripts.train", "--config=configs/lm.py", "--workdir=~no-one/a"],
+        "--workdir=~no-one/a: there is no home folder",
+    ),
+    (["scripts.train", "--config=configs/lm.py", "--workdir=W\udcff"], "w\\udcff' is not UTF-8"),
+    (["scripts.sweep", "--config=configs/ablation.py:quick", "--workdir=W\udcff"], "w\\udcff' is not UTF-8"),
+    (["scripts.verify", "~no-one/a"], "there is no home folder ~no-one here"),
     (
         ["scripts.sweep", "--config=configs/ablation.py:quikc", "--workdir=W"],
         "unknown sweep 'quikc': did you mean quick",
@@ -147,6 +230,16 @@ MISTAKES = [
     (["scripts.report", "nowhere", "--out=W"], "holds no run"),
     (["scripts.report", "tests", "--out=W", "--against=none.json"], "--against='none.json' cannot be read"),
 ]
+
+
+def test_scripts_resolve_paths_in_one_place():
+    for script in (ROOT / "scripts").glob("*.py"):
+        assert not re.search(r"type=Path|Path\(arguments|expanduser", script.read_text()), f"{script}: use entry.path"
+
+
+def test_the_files_of_a_config_may_be_in_the_home_folder(tmp_path):
+    done = fork("scripts.train", "--config=~/none.py", "--workdir=w", env={"HOME": str(tmp_path)})
+    assert done.returncode == 2 and f"there is no file '{tmp_path}/none.py'" in done.stderr
 
 
 def assert_one_clear_line(done: subprocess.CompletedProcess, says: str, workdir: Path) -> None:
@@ -189,18 +282,19 @@ def flags(text: Path, cache: str) -> list[str]:
 def test_a_sweep_from_any_folder_then_its_report(text, cache, tmp_path):
     sweep = ["scripts.sweep", "--workdir=s", f"--config={ROOT}/configs/ablation.py:quick", "--only=rotary,none"]
     sweep += flags(text, cache)
-    done = fork(*sweep, cwd=tmp_path)
+    home = {"HOME": str(tmp_path)}
+    done = fork(*sweep, "--workdir=~/s", cwd=ROOT, env=home)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("finished") >= 2
     written = (tmp_path / "s" / "rotary" / "metrics.jsonl").stat().st_mtime_ns
     again = fork(*sweep, cwd=tmp_path)
     assert again.returncode == 0
     assert (tmp_path / "s" / "rotary" / "metrics.jsonl").stat().st_mtime_ns == written, "finished arms are not redone"
-    report = fork("scripts.report", "s", "--out=r", cwd=tmp_path)
+    report = fork("scripts.report", "~/s", "--out=~/r", cwd=ROOT, env=home)
     assert report.returncode == 0, report.stderr
     summary = json.loads((tmp_path / "r" / "summary.json").read_text())
     assert {arm["arm"] for arm in summary["arms"]} == {"rotary", "none"} and not summary["warnings"]
-    assert str(Path("r") / "index.html") in report.stdout
+    assert str(tmp_path / "r" / "index.html") in report.stdout
     other = fork(*sweep, "--only=none", "--config.base.seeds=3", cwd=tmp_path)
     assert other.returncode == 1 and other.stderr.count("refused") == 1, "a finished run of another config"
 

@@ -1,9 +1,12 @@
 """Sections of a config against the signature of the function that takes them."""
 
+import os
+from pathlib import Path
+
 import pytest
 
 from rope_lm.refusal import Refusal, unknown
-from rope_lm.settings import bind
+from rope_lm.settings import bind, folder, path
 
 
 def consumer(
@@ -55,3 +58,23 @@ def test_nearest_names_come_first_and_a_long_catalogue_is_not_printed():
         "unknown thing 'rotry': did you mean rotary? (allowed: none, rotary)"
     )
     assert "100 names" in str(unknown("thing", "x", [f"name{i}" for i in range(100)]))
+
+
+def test_a_path_starts_at_the_home_folder_or_here(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert path("~/a", "--x") == folder("~/a", "--x") == tmp_path / "a"
+    assert path("a", "--x") == Path("a") and folder("a", "--x") == tmp_path / "a"
+    with pytest.raises(Refusal, match="--x: there is no home folder ~no-one here; give a path without it"):
+        folder("~no-one/a", "--x")
+
+
+def test_a_folder_to_write_into_is_utf8_all_the_way(monkeypatch, tmp_path):
+    odd = Path(os.fsdecode(os.fsencode(tmp_path / "a") + b"\xff"))
+    odd.mkdir()
+    assert path(odd, "--x") == odd, "it can be read"
+    with pytest.raises(Refusal, match=r"--x: the path '.*a\\udcff' is not UTF-8; give one that is"):
+        folder(odd, "--x")
+    monkeypatch.chdir(odd)
+    with pytest.raises(Refusal, match="is not UTF-8"):
+        folder("a", "--x")

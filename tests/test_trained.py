@@ -110,6 +110,7 @@ def run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("words, says", [
     (["scripts.generate", "--workdir=R/learned", "--tokens=17", "--prompt=x"], "Learned encodes indices below 16"),
+    (["scripts.generate", "--workdir=R/rotary", "--tokens=2000000000"], "00. tokens need .* GB, the device has"),
     (["scripts.generate", "--workdir=R/rotary", "--top_p=0"], "top_p above 0 and at most 1"),
     (["scripts.generate", "--workdir=R/rotary", "--temperature=nan"], "temperature=nan"),
     (["scripts.generate", "--workdir=R/rotary", "--seed=4294967296"], r"below 2\*\*32"),

@@ -8,10 +8,10 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from rope_lm import migrate
+from rope_lm import migrate, settings
 from rope_lm.analysis.runs import Run, Sweep
 from rope_lm.refusal import Refusal
-from rope_lm.run_directory import read_json, read_rows
+from rope_lm.run_directory import present, read_json, read_rows
 
 SCHEMA = 2
 CURVES = ("step", "nats", "seconds")
@@ -45,7 +45,7 @@ def load_all(path: str | Path) -> list[Sweep]:
     The runs of an archive are in its runs.json. A learning-rate grid may also be given as a summary.json alone. Raises
     Refusal if there is none, or if a file is damaged.
     """
-    root = Path(path)
+    root = settings.path(path, str(path))
     if folders := sorted({config.parent for config in root.rglob("config.json")}):
         plans = {folder: folder / "config.json" for folder in folders}
         for plan in sorted((root / "plan").rglob("*.json")):
@@ -73,7 +73,15 @@ def _run(folder: Path, root: Path, plan: Path) -> Run:
         for key, (name, writer, keys) in MEASUREMENTS.items()
         if (value := _read(folder / name, writer, keys, None)) is not None
     }
-    return Run(folder, arm, migrate.config(config), migrate.manifest(manifest), status, rows, measured)
+    return Run(
+        path=folder,
+        arm=arm,
+        config=migrate.config(config),
+        manifest=migrate.manifest(manifest),
+        status=present(folder, status),
+        rows=rows,
+        measured=measured,
+    )
 
 
 def _read(path: Path, writer: str, keys: Collection[str], missing: Any) -> Any:

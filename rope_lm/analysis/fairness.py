@@ -8,9 +8,20 @@ from rope_lm.analysis.runs import Run, Sweep
 from rope_lm.analysis.tuning import tune
 
 # Entries of a manifest that are equal in fair arms.
-FACTS = ("commit", "diff", "kernel", "execution", "precision", "device", "versions", "deterministic", "batches")
+FACTS = (
+    "commit",
+    "diff",
+    "kernel",
+    "execution",
+    "precision",
+    "device",
+    "versions",
+    "environment",
+    "deterministic",
+    "batches",
+)
 # Entries of a manifest that are equal in all settings of a study, and in the grid that its learning rates come from.
-SHARED = ("commit", "diff", "device", "versions")
+SHARED = ("commit", "diff", "device", "versions", "environment")
 # Entries of a config that the best learning rate depends on and that do not differ between settings.
 TUNED_FOR = ("steps", "data.name", "data.tokenizer", "data.length", "data.batch", "optimizer.schedule")
 LOST = "they count as never reaching a loss that they had not reached, and are left out of mean losses"
@@ -63,9 +74,13 @@ def _between(subject: str, groups: Mapping[str, Sequence[Run]]) -> list[str]:
     facts: dict[str, dict[str, str]] = {}
     for name, runs in groups.items():
         for manifest in [run.manifest for run in runs if run.manifest.get("data")][:1]:
-            shared = {key: manifest.get(key) for key in SHARED} | {"fingerprint": manifest["data"]["fingerprint"]}
+            shared = {key: manifest[key] or "none" for key in SHARED if key in manifest}
+            shared |= {"fingerprint": manifest["data"]["fingerprint"]}
             for key, value in flat(shared).items():
                 facts.setdefault(key, {})[name] = str(value)
+    variables = [key for key in facts if key.startswith("environment")]
+    unset = {name: "none" for key in variables for name in facts[key]}  # earlier versions did not record it
+    facts |= {key: unset | facts[key] for key in variables}
     return _differences(subject, facts)
 
 

@@ -51,7 +51,7 @@ def make(
         if value < 1:
             raise Refusal(f"data.{key}={value}: must be at least 1")
     tokenizers.check(tokenizer)
-    request = Request(name, length, split, field, settings.path(cache, f"data.cache={cache}"))
+    request = Request(name, length, split, field, settings.folder(cache, f"data.cache={cache}"))
     source = open_source(request)
     if isinstance(source, Corpus):
         return _tokenized(source, request, tokenizer, batch, validation_rows)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rope_lm import run_directory
 from rope_lm.refusal import Refusal, unknown
 
 Config = dict[str, Any]
@@ -66,7 +67,7 @@ def setting(arm: str) -> str:
 def status(root: Path, arm: str) -> dict[str, Any]:
     """Return the status of the run in root/arm; "not run" if there is none that can be read."""
     try:
-        return json.loads((root / arm / "status.json").read_text())
+        return run_directory.present(root / arm, json.loads((root / arm / "status.json").read_text()))
     except (OSError, ValueError):
         return {"status": "not run", "why": "", "step": 0}
 

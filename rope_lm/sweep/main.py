@@ -8,9 +8,10 @@ from typing import Any
 
 from rope_lm import run_directory
 from rope_lm.refusal import Refusal
+from rope_lm.signals import STOPPED
 from rope_lm.sweep import tables
 from rope_lm.sweep.arms import Config, date_claims, digest, setting, steps_left
-from rope_lm.sweep.pool import MISTAKE, STOPPED, Local
+from rope_lm.sweep.pool import MISTAKE, Local
 
 LAUNCHERS = {"local": Local}  # where arms can train, by name
 
@@ -29,7 +30,10 @@ def sweep(arms: dict[str, Config], claims: Mapping[str, Any], root: Path, launch
         before = _read(root)
         claims = date_claims(claims, before["claims"])
         run_directory.write_json(root / "sweep.json", before | {"claims": claims, "argv": sys.argv})
-        measured = _measure(arms, root, before["seconds_per_step"], launcher)
+        try:
+            measured = _measure(arms, root, before["seconds_per_step"], launcher)
+        except KeyboardInterrupt:
+            return _end(root, dict.fromkeys(arms, STOPPED))
         # Read again: another sweep may have begun with other arms of the same folder.
         now = _read(root)
         steps = now["seconds_per_step"] | measured
@@ -37,7 +41,11 @@ def sweep(arms: dict[str, Config], claims: Mapping[str, Any], root: Path, launch
     except OSError as error:
         raise Refusal(f"workdir {str(root)!r} cannot be written ({error.strerror}): choose another") from error
     seconds = {name: entry["seconds"] for name, entry in (before["seconds_per_step"] | measured).items()}
-    codes = launcher.train(list(arms), tables.show_time(root, arms, seconds, launcher.at_once))
+    return _end(root, launcher.train(list(arms), tables.show_time(root, arms, seconds, launcher.at_once)))
+
+
+def _end(root: Path, codes: Mapping[str, int]) -> int:
+    """List how each arm ended, and return the exit status of the sweep. `codes` are those of the arms."""
     tables.show_end(root, {arm: "refused" if code == MISTAKE else "" for arm, code in codes.items()})
     if STOPPED in codes.values():
         print("stopped: run the same command again to go on", file=sys.stderr)

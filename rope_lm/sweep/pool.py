@@ -12,13 +12,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from rope_lm import run_directory
+from rope_lm import run_directory, signals
+from rope_lm.signals import STOPPED
 from rope_lm.sweep import arms, shares
 from rope_lm.sweep.shares import Share
 from rope_lm.sweep.tables import about
 
-STOPPED, MISTAKE = 75, 2  # exit statuses of a run that was asked to stop, and of one that was refused
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+MISTAKE = 2  # exit status of a run that was refused
 ATTEMPTS = 3  # at an arm that is killed: memory may be free by then, and an attempt goes on from the last checkpoint
 
 
@@ -115,7 +115,8 @@ class Local:
             env=os.environ | dict(share.environment),
             stdout=output,
             stderr=errors,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
         )
         self.running.add(child)
         if self.stopped:  # by a signal that came before the child was known
@@ -126,12 +127,12 @@ class Local:
         code = child.wait()
         self.running.discard(child)
         # A process that such a signal ends was not ready to answer it yet, and had begun nothing.
-        return STOPPED if -code in SIGNALS else code
+        return STOPPED if -code in signals.STOP else code
 
     def _note_killed(self, arm: str, name: str) -> None:
         """Write the status of a run that was killed. A run that had begun nothing keeps an earlier status."""
         status = arms.status(self.root, arm)
-        if status["status"] in ("running", "not run"):
+        if status["status"] in ("lost", "not run"):
             why = f"killed by {name}: if not by you, for lack of memory; lower data.batch, data.length or seeds"
             with suppress(OSError):  # a full disk
                 run_directory.write_json(self.root / arm / "status.json", {**status, "status": "failed", "why": why})
@@ -140,14 +141,10 @@ class Local:
     def _passing_signals_on(self) -> Iterator[None]:
         """Pass signals on to the running processes, which save and exit; this process waits for them."""
 
-        def pass_on(number: int, _: object) -> None:
+        def pass_on(number: int) -> None:
             self.stopped = True
             for child in list(self.running):
                 child.send_signal(number)
 
-        handlers = {number: signal.signal(number, pass_on) for number in SIGNALS}
-        try:
+        with signals.answered(pass_on):
             yield
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)

@@ -29,6 +29,7 @@ MANIFEST = {
     "device": {"platform": "cpu", "kind": "cpu", "count": 1},
     "versions": {"jax": "1", "flax": "1", "optax": "1"},
     "python": "3.11",
+    "environment": {"NPROC": "2"},
     "data": {
         "fingerprint": {"text": "f" * 64, "tokenizer": "bytes-1"},
         "bytes_per_token": 1.0,

@@ -178,6 +178,7 @@ def test_arms_at_other_rates_than_the_grids_best_are_marked(tmp_path: Path) -> N
     [
         ({"commit": "d" * 40}, "differ in commit (causal-softmax: cccc"),
         ({"diff": "d" * 40}, "differ in diff"),
+        ({"environment": {"NPROC": "2", "XLA_FLAGS": "--a"}}, "differ in environment.XLA_FLAGS (causal-softmax: none"),
         (
             {
                 "data": {

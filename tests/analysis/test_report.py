@@ -216,6 +216,10 @@ def test_a_report_of_nothing_finished_says_so(tmp_path: Path) -> None:
         ({"versions": {"jax": "2", "flax": "1", "optax": "1"}}, "differ in versions.jax"),
         ({"deterministic": {"xla_gpu_exclude": True}}, "differ in deterministic.xla_gpu_exclude"),
         ({"execution": None}, "differ in execution.pieces"),
+        (
+            {"environment": MANIFEST["environment"] | {"NVIDIA_TF32_OVERRIDE": "0"}},
+            "differ in environment.NVIDIA_TF32_OVERRIDE (learned: 0; rotary: none)",
+        ),
     ],
 )
 def test_arms_that_differ_in_more_than_the_encoding_are_marked(

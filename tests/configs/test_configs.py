@@ -45,6 +45,14 @@ def test_every_section_is_the_arguments_of_its_function(name):
         training.specify(config, vocabulary=257, members=1, mesh=sharding.make(1, 1, 1, 1))
 
 
+@pytest.mark.parametrize("home, cache", [
+    ("", "~/.cache/rope_lm"), ("/mine", "/mine/rope_lm"), ("not/absolute", "~/.cache/rope_lm"),
+])  # fmt: skip
+def test_prepared_text_is_where_the_user_keeps_caches(home, cache, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", home)
+    assert lm.get_config().data.cache == cache
+
+
 def test_a_head_has_width_over_heads_components_unless_its_size_is_set():
     config = lm.get_config("")
 

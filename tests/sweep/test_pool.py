@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from rope_lm import machine, run_directory
+from rope_lm.signals import STOPPED
 from rope_lm.sweep.main import sweep
-from rope_lm.sweep.pool import STOPPED, Local
+from rope_lm.sweep.pool import Local
 
 TRAIN = """
 import json, os, pathlib, signal, sys, time
@@ -46,7 +47,8 @@ if name == "diverges":
     say("diverged", 4)
     sys.exit(4)
 if name == "long":
-    signal.signal(signal.SIGTERM, stop)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, stop)
     (workdir / "ready").touch()
     time.sleep(60)
 say("finished", 8)
@@ -100,8 +102,8 @@ def test_an_arm_that_fails_does_not_stop_the_others(run, tmp_path, capfd):
     assert "refused" in said and "see above" in said
 
 
-@pytest.mark.parametrize("at_once", [1, 2])
-def test_a_signal_stops_all_that_train_and_begins_no_other(run, tmp_path, at_once, capfd):
+@pytest.mark.parametrize("at_once, name", [(1, "SIGTERM"), (2, "SIGTERM"), (1, "SIGHUP"), (1, "SIGUSR1")])
+def test_a_signal_stops_all_that_train_and_begins_no_other(run, tmp_path, at_once, name, capfd):
     if machine.cores() < at_once:
         pytest.skip("cores cannot be shared here")
     names = ["long", "more/long"][:at_once]
@@ -110,7 +112,7 @@ def test_a_signal_stops_all_that_train_and_begins_no_other(run, tmp_path, at_onc
         deadline = time.monotonic() + 30
         while not all((tmp_path / "s" / name / "ready").exists() for name in names) and time.monotonic() < deadline:
             time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.Signals[name])
 
     thread = threading.Thread(target=stop)
     thread.start()
@@ -118,6 +120,16 @@ def test_a_signal_stops_all_that_train_and_begins_no_other(run, tmp_path, at_onc
     thread.join()
     assert {status(tmp_path, name) for name in names} == {"stopped"} and not (tmp_path / "s" / "good").exists()
     assert "run the same command again to go on" in capfd.readouterr().err
+
+
+def test_a_sweep_that_is_stopped_while_it_measures_a_step_lists_its_arms(run, monkeypatch, capfd):
+    def stopped(self: Local, arm: str) -> float:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Local, "measure", stopped)
+    assert run("a", "b") == STOPPED
+    said = capfd.readouterr().err
+    assert said.count("not run") == 2 and "run the same command again to go on" in said
 
 
 @pytest.mark.skipif(machine.cores() < 2, reason="cores cannot be shared here")
@@ -131,7 +143,13 @@ def test_arms_side_by_side_have_cores_of_their_own(run, tmp_path, capfd):
 
 @pytest.mark.parametrize(
     "name, said, code",
-    [("SIGTERM", "finished", 75), ("SIGINT", "running", 75), ("SIGABRT", "finished", 1), ("SIGABRT", "running", 1)],
+    [
+        ("SIGTERM", "finished", 75),
+        ("SIGINT", "running", 75),
+        ("SIGHUP", "finished", 75),
+        ("SIGABRT", "finished", 1),
+        ("SIGABRT", "running", 1),
+    ],
 )
 def test_an_arm_that_a_signal_ends_before_it_began_keeps_its_status(run, tmp_path, monkeypatch, name, said, code):
     monkeypatch.setenv("EARLY", name)

@@ -1,0 +1,33 @@
+"""Signals that ask a process to stop soon: it then saves and exits with status STOPPED."""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+STOPPED = 75  # exit status of a process that was asked to stop and can go on
+# Schedulers send SIGTERM, SIGUSR1, SIGUSR2 or SIGXCPU before they kill; a terminal that closes sends SIGHUP.
+STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+
+
+def answer(handle: Callable[[int], object]) -> dict[int, Any]:
+    """Call `handle` with the number of each signal in STOP that comes; return the handlers that were there before.
+
+    Under nohup SIGHUP stays ignored.
+    """
+    before: dict[int, Any] = {}
+    for number in STOP:
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            before[number] = signal.signal(number, lambda number, _: handle(number))
+    return before
+
+
+@contextmanager
+def answered(handle: Callable[[int], object]) -> Iterator[None]:
+    """Call `handle` with the number of each signal in STOP that comes while the context lasts."""
+    before = answer(handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
