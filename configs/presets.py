@@ -1,5 +1,7 @@
 """The tables that a config string picks from: `position=rotary,data=stdlib,scale=tiny`."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 from rope_lm.refusal import Refusal, unknown
@@ -112,22 +114,22 @@ SCALES: dict[str, dict[str, dict[str, Any]]] = {
 def parse(text: str, allowed: dict[str, str]) -> dict[str, str]:
     """Parse `key=value,key=value` over the defaults in `allowed`. Raises Refusal for an unknown key.
 
-    A comma inside a value (a path, say) is kept if no key=value follows it.
+    A comma inside a value (a path, say) is kept if no key=value follows it, or if the value is a path that is there.
     """
-    chosen, key = dict(allowed), ""
-    for part in filter(None, text.split(",")):
-        name, equals, value = part.partition("=")
-        if equals and (name in allowed or not key):
-            key = name
-            if key not in allowed:
-                raise unknown("key before '=' in the config string", key, allowed)
-            chosen[key] = value
-        elif equals and name.isidentifier():
-            raise unknown("key before '=' in the config string", name, allowed)
-        elif key:
-            chosen[key] += "," + part
-        else:
+    chosen, where = dict(allowed), "key before '=' in the config string"
+    parts = re.split(f",(?=(?:{'|'.join(allowed)})=)", text)
+    for part in filter(None, (part.strip(",") for part in parts)):
+        key, equals, value = part.partition("=")
+        if not equals:
             raise Refusal(f"config string {text!r}: expected key=value,... with keys {', '.join(allowed)}")
+        if key not in allowed:
+            raise unknown(where, key, allowed)
+        path = value.partition(":")[2]
+        inside = [name for name in re.findall("(?<=,)[^,=]*(?==)", value) if name.isidentifier()]
+        if inside and not (path and Path(path).expanduser().exists()):
+            missing = f"; and there is no file {path!r}" if path else ""
+            raise Refusal(f"{unknown(where, inside[-1], allowed)}{missing}")
+        chosen[key] = value
     return chosen
 
 

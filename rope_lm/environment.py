@@ -51,7 +51,7 @@ def devices() -> list[Any]:
     try:
         return jax.devices()
     except (RuntimeError, AssertionError) as error:
-        asked = jax.config.jax_platforms
+        asked = jax.config.values["jax_platforms"]
         if not asked:
             raise
         why = f" ({error})" if str(error) else ""

@@ -1,4 +1,4 @@
-"""Export a trained run to Hugging Face transformers, as config.json and model.safetensors."""
+"""Export a trained run to Hugging Face transformers: config.json, model.safetensors and the run's tokenizer."""
 
 import sys
 from pathlib import Path
@@ -13,8 +13,9 @@ EXAMPLES = """examples:
   python -m scripts.convert --workdir=runs/a --out=models/a
   python -m scripts.convert --workdir=runs/a --member=2 --out=models/a2
 
-Then transformers.AutoModelForCausalLM.from_pretrained("models/a") gives the same logits. The models that can be
-exported, and their architectures:
+Then transformers.AutoModelForCausalLM.from_pretrained("models/a") gives the same logits, and
+transformers.AutoTokenizer.from_pretrained("models/a") the same tokens (<|endoftext|> is the separator); a SentencePiece
+model stays behind. The models that can be exported, and their architectures:
 
   block   position                                                  architecture
   llama   rotary, rotary_linear, rotary_dynamic, yarn, llama3       LlamaForCausalLM
@@ -49,8 +50,14 @@ def main() -> int:
         causal=run.objective.causal,
         length=run.config["data"]["length"],
     )
-    kind = interop.save(arguments.out, model)
+    kind = interop.save(arguments.out, model, run.coder)
     print(f"{arguments.out}: {kind}, {model.vocabulary} tokens, step {run.step}, member {arguments.member}")
+    if not (arguments.out / "tokenizer.json").exists():
+        print(
+            f"{run.config['data']['tokenizer']} stays behind: what transformers makes of a SentencePiece model does "
+            "not give every text back",
+            file=sys.stderr,
+        )
     return 0
 
 

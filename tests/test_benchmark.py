@@ -134,6 +134,7 @@ def test_seconds_per_step_are_the_median_after_the_first(config, monkeypatch):
     assert timing.seconds_per_step(planned(config)) == 3
 
 
+@pytest.mark.all
 def test_lengths_of_all_attentions_take_turns(config, monkeypatch):
     asked = []
     monkeypatch.setattr(

@@ -23,9 +23,10 @@ import orbax.checkpoint as ocp
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rope_lm import data, distance, machine, run_directory
+from rope_lm import data, distance, interop, machine, run_directory
 from rope_lm.analysis import load
 from rope_lm.checkpoint import damage
+from rope_lm.data import tokenizer
 from rope_lm.refusal import Refusal
 from rope_lm.verification import verify
 from tests.commands import ROOT, Fork, call, fork
@@ -586,7 +587,9 @@ TEXTS = {
     "empty": (lambda path: path.write_bytes(b""), "the file is empty"),
     "empty folder": (lambda path: path.mkdir(), "the folder holds no .txt, .md, .py file"),
     "binary": (lambda path: path.write_bytes(b"\x7fELF\0\0\0" * 99), "is binary"),
+    "binary at its end": (lambda path: path.write_bytes(LINES * 50 + b"\0"), "is binary"),
     "utf-16": (lambda path: path.write_bytes(LINES.decode().encode("utf-16")), "is UTF-16; convert it to UTF-8"),
+    "utf-32": (lambda path: path.write_bytes(LINES.decode().encode("utf-32")), "is UTF-32; convert it to UTF-8"),
     "too short": (
         lambda path: path.write_bytes(b"short"),
         "the training text has 0 rows of 16 tokens, a batch needs 2",
@@ -770,6 +773,19 @@ def test_20_nothing_in_the_code_executes_data():
                 assert node.func.id not in ("eval", "exec", "compile", "__import__"), f"{path}:{node.lineno}"
             for alias in node.names if isinstance(node, ast.Import | ast.ImportFrom) else ():
                 assert alias.name.split(".")[0] not in ("pickle", "marshal", "shelve", "dill", "yaml"), path
+
+
+def test_20_a_model_that_says_two_things_and_a_tokenizer_that_changes_text_are_refused(tmp_path):
+    model = Path(shutil.copytree(ROOT / "tests" / "goldens" / "models" / "llama", tmp_path / "model"))
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"rope_scaling": {"type": "linear", "factor": 4.0}}))
+    with pytest.raises(Refusal, match=r"rope_parameters=.* and rope_scaling=.* differ"):
+        interop.load(model)
+    coder = tokenizer.BPE.train([LINES], 260)
+    content = json.loads(coder.model) | {"normalizer": {"type": "Lowercase"}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(Refusal, match=r"tokenizer.json is damaged .*every text must come back byte by byte"):
+        tokenizer.load("bpe:260", tmp_path, coder.fingerprint)
 
 
 # 21. Nobody reads what a run says.

@@ -82,6 +82,7 @@ def test_training_on_a_probe_beats_guessing(cache, tmp_path):
     assert found["guessing"] == 1 / 26 and min(found["overall"]) > 1 / 3
 
 
+@pytest.mark.all
 def test_the_command_writes_what_it_prints(runs):
     done = fork("scripts.probe", runs / "rotary", runs / "learned", "--multiples=1,2", "--rows=20")
     assert done.returncode == 0, done.stderr

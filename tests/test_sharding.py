@@ -80,17 +80,17 @@ def test_eight_devices_compute_what_one_does(ask, sizes):
 
 
 @pytest.mark.parametrize("name", [
-    name if name in ("relative_bias", "cope") else pytest.param(name, marks=pytest.mark.all)
+    name if name == "cope" else pytest.param(name, marks=pytest.mark.all)
     for name in positional.ENCODINGS if name != "rotary"
 ])  # fmt: skip
 def test_every_encoding_is_the_same_on_several_devices(ask, name):
     agree(ask, name, MIXED, VMAP, {"model": smallest(name)})
 
 
-@pytest.mark.parametrize("name, sizes", [
-    ("rotary_features", (1, 4, 1, 1)),
-    *(pytest.param("rotary", sizes, marks=pytest.mark.all) for sizes in ((1, 4, 1, 1), MIXED)),
-])  # fmt: skip
+@pytest.mark.all
+@pytest.mark.parametrize(
+    "name, sizes", [("rotary_features", (1, 4, 1, 1)), ("rotary", (1, 4, 1, 1)), ("rotary", MIXED)]
+)
 def test_random_draws_are_the_same_on_every_mesh(ask, name, sizes):
     """Masked tokens are drawn for each row, random features for each member."""
     agree(ask, name, sizes, TURNS, {"objective": "masked", "model": smallest(name)})

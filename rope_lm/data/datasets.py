@@ -14,7 +14,17 @@ from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
 from rope_lm import settings
-from rope_lm.data.documents import SPLITS, Corpus, Document, Request, divide, in_memory, split_of
+from rope_lm.data.documents import (
+    SPLITS,
+    Corpus,
+    Document,
+    Request,
+    divide,
+    fingerprint,
+    in_memory,
+    on_disk,
+    split_of,
+)
 from rope_lm.refusal import Refusal, unknown
 
 
@@ -37,9 +47,10 @@ def corpus(request: Request) -> Corpus:
     field = _field(request, features)
     _check_split(request, splits)
     counts = sorted((name, split.num_examples) for name, split in splits.items())
-    version = f"{builder.info.full_name} {request.split} {field} {counts}"
     has_ours = not request.split and set(SPLITS) <= set(splits)
     divided = request.split or ("train" if "train" in splits else next(iter(splits)))
+    content = _content(request.name, [splits[split] for split in (SPLITS if has_ours else (divided,))])
+    version = f"{builder.info.full_name} {request.split} {field} {counts} {content}"
 
     def documents(split: str) -> Iterator[Document]:
         examples = builder.as_data_source(split=split if has_ours else divided)
@@ -146,6 +157,15 @@ def _file_functions(builder: Any) -> Iterator[None]:
         yield
     finally:
         module.tf = lazy
+
+
+def _content(name: str, splits: list[Any]) -> str:
+    """Return the fingerprint of the record files that hold these splits: another text may have the same version."""
+    paths = sorted({Path(part.filename) for split in splits for part in split.file_instructions})
+    try:
+        return fingerprint([on_disk(path, path.name) for path in paths])
+    except OSError as error:
+        raise Refusal(f"data={name}: {error.filename!r} cannot be read ({error.strerror}): prepare it again") from error
 
 
 def _field(request: Request, features: Any) -> str:

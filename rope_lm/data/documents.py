@@ -58,16 +58,19 @@ def on_disk(path: Path, name: str) -> File:
     return File(name, path.stat().st_size, read)
 
 
-def in_folder(root: Path, suffixes: tuple[str, ...], left_out: tuple[str, ...] = ()) -> list[File]:
-    """Return the files below `root` with these suffixes, by name, without the folders `left_out`."""
+def in_folder(root: Path, suffixes: tuple[str, ...], left_out: Callable[[str], bool]) -> list[File]:
+    """Return the files below `root` with these suffixes in any case, by name.
+
+    Folders for whose names `left_out` returns True are not read.
+    """
 
     def fail(error: OSError) -> None:
         raise error
 
     paths: list[Path] = []
     for folder, folders, names in os.walk(root, onerror=fail):  # does not follow symbolic links to folders
-        folders[:] = [name for name in folders if name not in left_out]
-        paths += [Path(folder, name) for name in names if name.endswith(suffixes)]
+        folders[:] = [name for name in folders if not left_out(name)]
+        paths += [Path(folder, name) for name in names if name.lower().endswith(suffixes)]
     # An editor's lock is a symbolic link to nothing: not a file.
     files = [on_disk(path, path.relative_to(root).as_posix()) for path in paths if path.is_file()]
     return sorted(files, key=lambda file: file.name)

@@ -1,5 +1,6 @@
 """Text from the user's own files: `data=text:PATH`, a file, a folder or a zip."""
 
+import codecs
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -10,6 +11,13 @@ from rope_lm.data.documents import PIECE, Corpus, File, Request, divide, fingerp
 from rope_lm.refusal import Refusal
 
 SUFFIXES = (".txt", ".md", ".py")
+# First bytes of a text that is not UTF-8. UTF-32's come first: they begin with UTF-16's.
+MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
 UNPACKED = 8 * 2**30  # bytes that a zip may unpack to
 RATIO = 200  # highest compression of a zip's member; text is compressed 3 to 10 times
 
@@ -18,9 +26,7 @@ def corpus(request: Request) -> Corpus:
     """Return the text at a path. Raises Refusal if it is missing, unreadable, empty or not text."""
     path = settings.path(request.argument, f"data={request.name}")
     try:
-        files = _files(path)
-        for file in files:
-            _check_is_text(path, file)
+        files = [_checked(path, file) for file in _files(path)]
         return Corpus(fingerprint(files), lambda split: (document for _, document in divide(files, split)))
     except FileNotFoundError as error:
         raise Refusal(f"data=text:{path}: no such file or folder; give the path of an existing text") from error
@@ -30,8 +36,9 @@ def corpus(request: Request) -> Corpus:
 
 def _files(path: Path) -> list[File]:
     if path.is_dir():
-        files, kind = in_folder(path, SUFFIXES), "folder"
-    elif path.suffix == ".zip":
+        files, kind = in_folder(path, SUFFIXES, _is_tools), "folder"
+        files = [file for file in files if _is_written(file.name)]
+    elif path.suffix.lower() == ".zip":
         files, kind = _zip(path), "zip"
     else:
         files, kind = [on_disk(path, path.name)], "file"
@@ -41,6 +48,17 @@ def _files(path: Path) -> list[File]:
     if not files:
         raise Refusal(f"data=text:{path}: the {kind} is empty")
     return files
+
+
+def _is_tools(folder: str) -> bool:
+    """Return True for the name of a folder that programs fill: hidden (.git, .venv), of macOS's zips, of packages."""
+    return (folder.startswith(".") and folder != ".") or folder in ("__MACOSX", "site-packages", "node_modules")
+
+
+def _is_written(name: str) -> bool:
+    """Return False for a file in such a folder, and for ._a.txt, which macOS puts beside a.txt for its attributes."""
+    *folders, file = name.split("/")
+    return not file.startswith("._") and not any(map(_is_tools, folders))
 
 
 def _zip(path: Path) -> list[File]:
@@ -59,7 +77,8 @@ def _zip(path: Path) -> list[File]:
 
         return File(member.filename, member.file_size, read)
 
-    return [opened(member) for member in members if member.filename.endswith(SUFFIXES)]
+    texts = [member for member in members if member.filename.lower().endswith(SUFFIXES)]
+    return [opened(member) for member in texts if _is_written(member.filename)]
 
 
 def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
@@ -77,9 +96,23 @@ def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
             )
 
 
-def _check_is_text(path: Path, file: File) -> None:
-    head = b"".join(file.read(0, min(file.size, 2**16)))
-    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise Refusal(f"data=text:{path}: {file.name!r} is UTF-16; convert it to UTF-8 first: iconv -f UTF-16 -t UTF-8")
-    if b"\0" in head:
-        raise Refusal(f"data=text:{path}: {file.name!r} is binary (it holds NUL bytes); give text")
+def _checked(path: Path, file: File) -> File:
+    """Return the file with a `read` that raises Refusal where it meets what is not text."""
+
+    def read(start: int, stop: int) -> Iterator[bytes]:
+        for piece in file.read(start, stop):
+            for mark, encoding in MARKS.items() if start == 0 else ():
+                if piece.startswith(mark):
+                    raise Refusal(
+                        f"data=text:{path}: {file.name!r} is {encoding}; convert it to UTF-8 first: "
+                        f"iconv -f {encoding} -t UTF-8"
+                    )
+            if (at := piece.find(b"\0")) >= 0:
+                raise Refusal(
+                    f"data=text:{path}: {file.name!r} is binary, or UTF-16 without its mark (byte {start + at:,} is "
+                    "NUL); give text in UTF-8"
+                )
+            start += len(piece)
+            yield piece
+
+    return file._replace(read=read)

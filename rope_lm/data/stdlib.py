@@ -12,7 +12,7 @@ LEFT_OUT = ("test", "tests", "idle_test", "site-packages", "dist-packages", "__p
 
 def files() -> list[File]:
     """Return the library's .py files by name, without tests and installed packages."""
-    return in_folder(Path(sysconfig.get_paths()["stdlib"]), (".py",), LEFT_OUT)
+    return in_folder(Path(sysconfig.get_paths()["stdlib"]), (".py",), LEFT_OUT.__contains__)
 
 
 def corpus(request: Request) -> Corpus:

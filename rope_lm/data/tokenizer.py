@@ -21,6 +21,8 @@ from rope_lm.data import cache
 from rope_lm.data.documents import Corpus, blocks, escaped
 from rope_lm.refusal import Refusal, unknown
 
+# A text that tokenizers are known to change.
+ODD = "naïve CAFÉ,  東京は夜。 ﬁne… ▁ \u00a0 e\u0301 ½ \u200b\ufeff x\x00y 12345 \r\n <s></s><unk><0x0A>"
 LARGEST = 65_535  # vocabulary: tokens are kept as uint16
 TRAINED = 64 * 2**20  # bytes at the beginning of the training text that a BPE is trained on
 
@@ -90,6 +92,19 @@ class _Subwords:
         partial.write_bytes(self.model)
         os.replace(partial, folder / self.FILE)
 
+    def _check(self, given: str) -> None:
+        """Raise Refusal, naming the `given` model, if a text does not come back: odd ones, all bytes, all pieces."""
+        for text in (b"a  b", b" \n\n\tc\r\n", ODD.encode(), bytes(range(256)), b" ".join(self._pieces)):
+            try:
+                back = self.decode(self.encode(text))
+            except Refusal:  # a model without a token for some bytes refuses the texts that hold them
+                continue
+            if back != text:
+                raise Refusal(
+                    f"{given} gives {back[:40]!r} back for {text[:40]!r}: every text must come back byte by byte; give "
+                    "a SentencePiece model of type unigram, bpe or char, or data.tokenizer=bpe:SIZE"
+                )
+
     def _encode(self, texts: list[str]) -> Iterable[list[int]]:
         raise NotImplementedError
 
@@ -117,7 +132,7 @@ class BPE(_Subwords):
         import tokenizers
 
         self._coder = tokenizers.Tokenizer.from_str(model.decode())
-        byte_of = {letter: byte for byte, letter in enumerate(_letters())}
+        byte_of = {letter: byte for byte, letter in enumerate(byte_letters())}
         size = self._coder.get_vocab_size()
         pieces = [bytes(byte_of[letter] for letter in self._coder.id_to_token(token)) for token in range(size)]
         super().__init__(model, pieces, {piece[0]: token for token, piece in enumerate(pieces) if len(piece) == 1})
@@ -126,6 +141,7 @@ class BPE(_Subwords):
         words, *_ = content["pre_tokenizer"]["pretokenizers"]
         decides = [words["pattern"], [self._token_of_byte[byte] for byte in range(256)], content["model"]["merges"]]
         self.fingerprint = hashlib.sha256(json.dumps(decides).encode()).hexdigest()
+        self._check(self.FILE)
 
     @classmethod
     def train(cls, text: Iterable[bytes], size: int) -> "BPE":
@@ -140,7 +156,7 @@ class BPE(_Subwords):
         letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         coder.pre_tokenizer = pre_tokenizers.Sequence([words, letters])
         trainer = trainers.BpeTrainer(
-            vocab_size=size - 1, min_frequency=2, initial_alphabet=_letters(), show_progress=False
+            vocab_size=size - 1, min_frequency=2, initial_alphabet=byte_letters(), show_progress=False
         )
         coder.train_from_iterator((block.decode("utf-8", "ignore") for block in text), trainer)
         trained = cls(coder.to_str().encode())
@@ -180,6 +196,13 @@ class SentencePiece(_Subwords):
         if not content.pieces:
             raise Refusal(f"{name} is no SentencePiece model: give the .model file that its training wrote")
         _check_size(name, len(content.pieces) + 1)
+        content.normalizer_spec.name, content.normalizer_spec.precompiled_charsmap = "identity", b""
+        content.normalizer_spec.add_dummy_prefix = content.normalizer_spec.remove_extra_whitespaces = False
+        try:
+            self._coder = SentencePieceProcessor(model_proto=content.SerializeToString())
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise Refusal(f"{name} is damaged ({reason}): give the .model file that its training wrote") from error
         kind = ModelProto.SentencePiece
         pieces, token_of_byte = [], {}
         for token, piece in enumerate(content.pieces):
@@ -192,9 +215,7 @@ class SentencePiece(_Subwords):
                 pieces.append(b"" if hidden else piece.piece.replace(self.SPACE, " ").encode())
         super().__init__(model, pieces, token_of_byte)
         self.name, self.fingerprint = name, hashlib.sha256(model).hexdigest()
-        content.normalizer_spec.name, content.normalizer_spec.precompiled_charsmap = "identity", b""
-        content.normalizer_spec.add_dummy_prefix = content.normalizer_spec.remove_extra_whitespaces = False
-        self._coder = SentencePieceProcessor(model_proto=content.SerializeToString())
+        self._check(name)
 
     def _encode(self, texts: list[str]) -> Iterable[list[int]]:
         for text in texts:
@@ -270,7 +291,7 @@ def load(name: str, folder: Path, fingerprint: str) -> Tokenizer:
     return coder
 
 
-def _letters() -> list[str]:
+def byte_letters() -> list[str]:
     """Return a letter for every byte, as GPT-2 and Hugging Face do: itself if it is visible, else one from 256 on."""
     visible = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = iter(range(256, 512))

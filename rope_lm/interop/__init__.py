@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rope_lm import execution, positional
-from rope_lm.interop import files
+from rope_lm import execution, positional, settings
+from rope_lm.data.tokenizer import Tokenizer
+from rope_lm.interop import files, vocabulary
 from rope_lm.interop.layouts import LAYOUTS, Layout
 from rope_lm.interop.tensors import Tensor
 from rope_lm.refusal import Refusal, unknown
-from rope_lm.settings import bind
 from rope_lm.transformer import PLAIN, Transformer, check
 
 __all__ = ["LAYOUTS", "Model", "load", "make", "params", "save", "shell"]
@@ -35,13 +35,14 @@ class Model(NamedTuple):
     length: int  # the longest text that it is meant for, in tokens
 
 
-def load(folder: Path) -> Model:
-    """Return the model in a folder with config.json and model.safetensors.
+def load(folder: Path | str) -> Model:
+    """Return the model in a folder with config.json and model.safetensors, or several such files and their index.
 
     Keys of the section that the files do not decide (`dtype`, `remat`, the kernel) are as in configs/lm.py. Raises
     Refusal for an architecture or an option without a counterpart here, and for tensors that are missing, unexpected or
     of another shape than config.json says.
     """
+    folder = settings.path(str(folder), f"load({str(folder)!r})")
     config = files.read_config(folder)
     layout = _layout(config)
     config = layout.complete(config)
@@ -62,12 +63,13 @@ def load(folder: Path) -> Model:
     return model._replace(params=tree)
 
 
-def save(folder: Path, model: Model) -> str:
+def save(folder: Path | str, model: Model, coder: Tokenizer | None = None) -> str:
     """Write config.json and model.safetensors into a folder, and return the name of the architecture.
 
+    The tokenizer goes along in tokenizer.json and tokenizer_config.json, unless it is SentencePiece's.
     Raises Refusal, and writes nothing, for a model without a layout and for a folder that holds a model already.
     """
-    section = model.section
+    folder, section = settings.path(str(folder), f"save({str(folder)!r})"), model.section
     layout = _fitting(section, model.causal)
     flat = {path: np.asarray(x) for path, x in _flat(model.params).items()}
     if section["tied"]:
@@ -80,7 +82,11 @@ def save(folder: Path, model: Model) -> str:
     for row in layout.tensors(section, flat):
         for layer, ours in enumerate(flat[row.ours] if row.layered else [flat[row.ours]]):
             tensors |= zip(row.names(layer), row.there(ours), strict=True)
-    files.write(folder, config, layout.sent(config, tensors))
+    objects = {files.CONFIG: config}
+    if coder is not None:
+        config["eos_token_id"] = coder.separator
+        objects |= vocabulary.files(coder, model.length, masked=model.vocabulary > coder.vocabulary)
+    files.write(folder, objects, layout.sent(config, tensors))
     return layout.architecture
 
 
@@ -109,7 +115,7 @@ def shell(model: Model) -> Transformer:
     def build() -> Transformer:
         rngs = nnx.Rngs(params=0, position=0, features=0)
         given = {"vocabulary": model.vocabulary, "causal": model.causal, "layout": PLAIN, "rngs": rngs}
-        return Transformer(**bind(Transformer, section, "model", given))
+        return Transformer(**settings.bind(Transformer, section, "model", given))
 
     return nnx.eval_shape(build)
 

@@ -53,6 +53,15 @@ SIZES = {
     "vocabulary": "vocab_size",
     "length": "max_position_embeddings",
 }
+# Options beside the object of rotary numbers, and the number that each of them gives too.
+BESIDE = {
+    "rope_theta": "rope_theta",
+    "rotary_emb_base": "rope_theta",
+    "partial_rotary_factor": "partial_rotary_factor",
+    "rotary_pct": "partial_rotary_factor",
+    "max_position_embeddings": "max_position_embeddings",
+    "original_max_position_embeddings": "original_max_position_embeddings",
+}
 LEAVES = {"": "weight", "weight": "weight", "scale": "weight", "table": "weight", "bias": "bias"}
 
 
@@ -70,6 +79,7 @@ class Layout:
     epsilon: str  # the option of the norms
     options: ClassVar[Config]  # other options that decide the computation, with their defaults
     fixed: ClassVar[Config] = {}  # options that have only this value here
+    spellings: ClassVar[Mapping[str, str]] = {}  # another name of an option -> its name
     modules: ClassVar[Mapping[str, Any]]  # our path of a module -> their name, or names; {} is the layer
     outer_first: bool = True  # a linear map in a layer is [out, in], as in torch.nn.Linear
     pairing: str | None = None  # rope_lm.positional.pairing; None if nothing is turned
@@ -77,8 +87,16 @@ class Layout:
     buffers: tuple[str, ...] = ()  # ends of the names of tensors that hold no parameter
 
     def complete(self, config: Config) -> Config:
-        """Return a config.json with every option. Raises Refusal for an option without a counterpart here."""
-        fixed = {"quantization_config": None} | self.fixed
+        """Return a config.json with every option.
+
+        Raises Refusal for an option without a counterpart here, and for one that two names give differently.
+        """
+        for other, name in self.spellings.items():
+            if config.get(other) is not None:
+                if config.get(name) not in (None, config[other]):
+                    raise _ambiguous(f"{name}={config[name]!r}", f"{other}={config[other]!r}")
+                config = config | {name: config[other]}
+        fixed = {"quantization_config": None, "per_layer_config": None, "is_causal": self.causal} | self.fixed
         config = self.options | fixed | config
         for key, only in fixed.items():
             if config[key] != only:
@@ -173,7 +191,29 @@ class Layout:
         return tensors
 
 
-class Llama(Layout):
+class Turned(Layout):
+    """The common part of the layouts whose config.json describes a rotary encoding."""
+
+    beside: ClassVar[Mapping[str, tuple[str, float]]]  # base and part -> the option beside the others, its default
+    in_part: bool = False  # True if a part of each head may be turned
+
+    def position(self, config: Config, sizes: Mapping[str, int]) -> Config:
+        size = sizes["width"] // sizes["heads"]
+        if (config.get("head_dim") or size) != size:
+            raise Refusal(f"config.json: head_dim={config['head_dim']}: here it is hidden_size / heads = {size}")
+        kind, numbers = _rope(config, self.beside)
+        base, fraction = numbers.pop("rope_theta"), numbers.pop("partial_rotary_factor")
+        if fraction == 1:
+            return _rotary(kind, base, numbers)
+        if kind != "default" or not self.in_part:
+            raise Refusal(
+                f"config.json: rope_type {kind!r} of a part of each head (partial_rotary_factor {fraction}) has no "
+                f"counterpart here in {self.kind}"
+            )
+        return {"name": "rotary_partial", "base": base, "fraction": fraction}
+
+
+class Llama(Turned):
     """LlamaForCausalLM with as many key heads as query heads."""
 
     kind, architecture, prefix, head = "llama", "LlamaForCausalLM", "model.", "lm_head."
@@ -188,7 +228,7 @@ class Llama(Layout):
         "num_key_value_heads": None,
         "head_dim": None,
         "max_position_embeddings": 2048,
-        "rope_theta": 10_000.0,
+        "rope_theta": None,
         "rope_scaling": None,
         "rope_parameters": None,
     }
@@ -205,19 +245,18 @@ class Llama(Layout):
         "head": "lm_head",
     }
     pairing, buffers = "half-split", (".rotary_emb.inv_freq",)
-
-    def position(self, config: Config, sizes: Mapping[str, int]) -> Config:
-        return _rotary(*_rope(config, config["rope_theta"]))
+    beside: ClassVar = {
+        "rope_theta": ("rope_theta", 10_000.0),
+        "partial_rotary_factor": ("partial_rotary_factor", 1.0),
+    }
 
     def block(self, config: Config) -> Config:
-        heads, size = config["num_attention_heads"], config["hidden_size"] // config["num_attention_heads"]
+        heads = config["num_attention_heads"]
         if (config["num_key_value_heads"] or heads) != heads:
             raise Refusal(
                 f"config.json: num_key_value_heads={config['num_key_value_heads']} for num_attention_heads={heads}: "
                 "grouped-query attention has no counterpart here, every query head has keys of its own"
             )
-        if (config["head_dim"] or size) != size:
-            raise Refusal(f"config.json: head_dim={config['head_dim']}: here it is hidden_size / heads = {size}")
         if config["attention_bias"] != config["mlp_bias"]:
             raise Refusal("config.json: attention_bias and mlp_bias differ: here all linear maps have a bias, or none")
         return {"norm": "rms", "biases": config["mlp_bias"], "residual": "pre", "transform": False}
@@ -231,7 +270,7 @@ class Llama(Layout):
         )
 
 
-class NeoX(Layout):
+class NeoX(Turned):
     """GPTNeoXForCausalLM: attention and MLP in parallel or in turn, rotary on a part of each head."""
 
     kind, architecture, prefix, head = "gpt_neox", "GPTNeoXForCausalLM", "gpt_neox.", "embed_out."
@@ -243,8 +282,8 @@ class NeoX(Layout):
         "tie_word_embeddings": False,
         "use_parallel_residual": True,
         "max_position_embeddings": 2048,
-        "rotary_emb_base": 10_000.0,
-        "rotary_pct": 0.25,
+        "rotary_emb_base": None,
+        "rotary_pct": None,
         "rope_scaling": None,
         "rope_parameters": None,
     }
@@ -262,17 +301,11 @@ class NeoX(Layout):
     }
     pairing, by_part = "first", False
     buffers = (".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
-
-    def position(self, config: Config, sizes: Mapping[str, int]) -> Config:
-        kind, base, numbers = _rope(config, config["rotary_emb_base"])
-        fraction = numbers.pop("partial_rotary_factor", config["rotary_pct"])
-        if fraction == 1:
-            return _rotary(kind, base, numbers)
-        if kind != "default":
-            raise Refusal(
-                f"config.json: rope_type {kind!r} of a part of each head ({fraction}) has no counterpart here"
-            )
-        return {"name": "rotary_partial", "base": base, "fraction": fraction}
+    beside: ClassVar = {
+        "rope_theta": ("rotary_emb_base", 10_000.0),
+        "partial_rotary_factor": ("rotary_pct", 0.25),
+    }
+    in_part = True
 
     def block(self, config: Config) -> Config:
         residual = "parallel" if config["use_parallel_residual"] else "pre"
@@ -328,6 +361,12 @@ class GPT2(Layout):
     }
     outer_first = False
     buffers = (".attn.bias", ".attn.masked_bias")
+    spellings: ClassVar = {
+        "hidden_size": "n_embd",
+        "num_attention_heads": "n_head",
+        "num_hidden_layers": "n_layer",
+        "max_position_embeddings": "n_positions",
+    }
 
     def complete(self, config: Config) -> Config:
         config = super().complete(config)
@@ -419,25 +458,59 @@ LAYOUTS: dict[str, Layout] = {layout.kind: layout for layout in (Llama(), NeoX()
 
 
 def _size(config: Mapping[str, Any], key: str) -> int:
-    if not isinstance(config.get(key), int) or config[key] < 1:
+    if type(config.get(key)) is not int or config[key] < 1:
         raise Refusal(f"config.json: {key} is {config.get(key)!r}, it must be a whole number of at least 1")
     return config[key]
 
 
-def _rope(config: Config, base: float) -> tuple[str, float, dict[str, Any]]:
-    """Return rope_type, base and the other numbers, from `rope_parameters` or, in older files, `rope_scaling`."""
-    given = config["rope_parameters"] or config["rope_scaling"] or {}
-    if not isinstance(given, Mapping):
-        raise Refusal(f"config.json: rope_parameters is {given!r}, it must be an object with rope_type and its numbers")
-    given = {key: value for key, value in given.items() if value is not None}
-    kind = given.pop("type", "default")
-    kind = str(given.pop("rope_type", kind))
-    base = given.pop("rope_theta", base)
+def _rope(config: Config, beside: Mapping[str, tuple[str, float]]) -> tuple[str, Config]:
+    """Return rope_type and its numbers, base and part of each head included, as transformers reads them.
+
+    Raises Refusal if a number is given twice and differently: which one is read depends on the version of transformers.
+    """
+    place, given = _rope_object(config)
+    kind = str(given.pop("rope_type"))
     if kind not in ROPES:
         raise unknown("rope_type in config.json", kind, ROPES)
-    silent = {"max_position_embeddings": config["max_position_embeddings"], "beta_fast": 32.0, "beta_slow": 1.0}
-    silent["original_max_position_embeddings"] = config["max_position_embeddings"]
-    return kind, base, {key: value for key, value in silent.items() if key in ROPES[kind][1]} | given
+    length = config["max_position_embeddings"]
+    silent = {
+        "max_position_embeddings": length,
+        "original_max_position_embeddings": config.get("original_max_position_embeddings") or length,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+    }
+    options = {key: default if config.get(name) is None else config[name] for key, (name, default) in beside.items()}
+    numbers = {key: value for key, value in silent.items() if key in ROPES[kind][1]} | options | given
+    for option, key in BESIDE.items():
+        if config.get(option) is not None and config[option] != numbers.get(key, config[option]):
+            other = f"{key}={numbers[key]!r} in {place}" if key in given else f"{beside[key][0]}={numbers[key]!r}"
+            raise _ambiguous(f"{option}={config[option]!r}", other)
+    return kind, numbers
+
+
+def _rope_object(config: Config) -> tuple[str, Config]:
+    """Return the name and the content of `rope_parameters` or, in older files, `rope_scaling`, without nulls."""
+    found: dict[str, Config] = {}
+    for place in ("rope_parameters", "rope_scaling"):
+        given = config[place]
+        if given is not None and not isinstance(given, Mapping):
+            raise Refusal(f"config.json: {place} is {given!r}, it must be an object with rope_type and its numbers")
+        if not given:
+            continue
+        numbers = {key: value for key, value in given.items() if value is not None}
+        older = numbers.pop("type", numbers.get("rope_type", "default"))
+        if numbers.setdefault("rope_type", older) != older:
+            raise _ambiguous(f"rope_type={numbers['rope_type']!r}", f"type={older!r} in {place}")
+        found[place] = numbers
+    if len(found) == 2 and found["rope_parameters"] != found["rope_scaling"]:
+        raise _ambiguous(*(f"{place}={config[place]!r}" for place in found))
+    return next(iter(found.items()), ("", {"rope_type": "default"}))
+
+
+def _ambiguous(one: str, other: str) -> Refusal:
+    return Refusal(
+        f"config.json: {one} and {other} differ, and versions of transformers read one or the other: keep one"
+    )
 
 
 def _rotary(kind: str, base: float, numbers: Mapping[str, Any]) -> Config:

@@ -117,8 +117,19 @@ def test_a_mistake_in_the_string_is_one_line(text, words):
         lm.get_config(text)
 
 
-def test_a_path_may_hold_commas():
+def test_a_path_may_hold_commas(tmp_path):
     assert lm.get_config("data=text:/a,b/c.txt,scale=tiny").data.name == "text:/a,b/c.txt"
+    path = tmp_path / "runs,lr=1,seed=2" / "a=b.txt"
+    with pytest.raises(Refusal, match=r"unknown key before '=' in the config string 'seed'.*; and there is no file '/"):
+        lm.get_config(f"data=text:{path},scale=tiny")
+    path.parent.mkdir()
+    path.touch()
+    config = lm.get_config(f"position=alibi,data=text:{path},scale=tiny")
+    assert config.data.name == f"text:{path}" and config.model.position.name == "alibi" and config.model.width == 128
+    with pytest.raises(Refusal, match="'postion': did you mean position"):
+        lm.get_config(f"data=text:{path},postion=alibi")
+    with pytest.raises(Refusal, match=r"'': .*allowed"):
+        lm.get_config("=alibi")
 
 
 @pytest.mark.parametrize("name", sorted(ablation.SWEEPS))

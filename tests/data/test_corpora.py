@@ -86,6 +86,48 @@ def test_a_zip_is_read_like_its_folder(tmp_path: Path, cache: str) -> None:
     assert everything(folder) == everything(packed)
 
 
+def test_what_no_person_wrote_is_left_out(tmp_path: Path, cache: str) -> None:
+    """A folder and a zip of it from macOS's Finder hold the same text as the folder without what programs put there."""
+    names = ("a.txt", "sub/B.TXT", ".notes.md", "sub/c.Py")
+    put = ("._a.txt", "__MACOSX/._a.txt", "__MACOSX/a.txt", ".git/x.md", "sub/.venv/x.py", "v/site-packages/x.py")
+    for folder, chosen in (("clean", names), ("used", (*names, *put))):
+        for name in chosen:
+            path = tmp_path / folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            binary = b"\0\5\26\7" if "._" in name else b""
+            path.write_bytes(binary + f"text of {name}\n".encode() * 100)
+    with zipfile.ZipFile(tmp_path / "used.ZIP", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in (*names, *put):
+            archive.write(tmp_path / "used" / name, name)
+    clean, used, packed = (open_corpus(f"text:{tmp_path / name}", cache) for name in ("clean", "used", "used.ZIP"))
+    assert clean.fingerprint == used.fingerprint == packed.fingerprint
+    assert everything(clean) == everything(used) == everything(packed)
+    assert sum(text.count(b"text of") for texts in everything(clean).values() for text in texts) == 400
+    assert open_corpus(f"text:{tmp_path / 'used' / '.git'}", cache).fingerprint, "named by a person"
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_byte_that_is_no_text_is_found_anywhere(tmp_path: Path, cache: str, packed: bool) -> None:
+    content = b"a line\n" * 2_000_000 + b"\0" + b"a line\n"
+    path = tmp_path / "a.txt"
+    path.write_bytes(content)
+    if packed:
+        with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_STORED) as archive:
+            archive.write(path, "a.txt")
+        path = tmp_path / "a.zip"
+    with pytest.raises(Refusal, match=r"'a.txt' is binary, or UTF-16 without its mark \(byte 14,000,000 is NUL\)"):
+        open_corpus(f"text:{path}", cache)
+
+
+@pytest.mark.parametrize("encoding", ["UTF-16", "UTF-16-BE", "UTF-32", "UTF-32-BE"])
+def test_another_encoding_is_named(tmp_path: Path, cache: str, encoding: str) -> None:
+    mark = "\ufeff" if encoding.endswith("BE") else ""
+    (tmp_path / "a.txt").write_bytes(f"{mark}a line\n".encode(encoding))
+    name = encoding.removesuffix("-BE")
+    with pytest.raises(Refusal, match=f"is {name}; convert it to UTF-8 first: iconv -f {name} -t UTF-8"):
+        open_corpus(f"text:{tmp_path / 'a.txt'}", cache)
+
+
 def test_a_change_of_one_byte_is_another_fingerprint(make: Make, tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("abc\n" * 500)
@@ -238,10 +280,47 @@ def test_a_large_tfds_dataset_is_divided_without_holding_it(
     assert b"".join(few["train"] + few["validation"] + few["test"]).count(b"x") == 200_000 - 18
 
 
+def test_the_fingerprint_of_a_tfds_dataset_is_of_its_text(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two folders hold the same version of a dataset, of the same lengths, with one letter changed."""
+    import tensorflow_datasets as tfds
+
+    class Edited(tfds.core.GeneratorBasedBuilder):
+        VERSION, words = tfds.core.Version("1.0.0"), "first words\n" * 99
+
+        def _info(self) -> tfds.core.DatasetInfo:
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict({"text": tfds.features.Text()})
+            )
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+            return {"train": self._generate_examples(), "extra": self._generate_examples()}
+
+        def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
+            yield from ((i, {"text": self.words}) for i in range(3))
+
+    def prepared(folder: str) -> dict[str, str]:
+        monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tmp_path / folder))
+        return make("tfds:edited", split="train").fingerprint
+
+    first = prepared("a")
+    assert prepared("again") == first, "the same text, prepared elsewhere"
+    monkeypatch.setattr(Edited, "words", "other words\n" * 99)
+    assert prepared("a") == first, "prepared before"
+    other = prepared("b")
+    assert other["text"] != first["text"] and other["tokens"] != first["tokens"]
+    (records,) = (tmp_path / "b").glob("edited/1.0.0/*-train.*")
+    records.unlink()
+    with pytest.raises(Refusal, match=r"data=tfds:edited: '/.*-train.* cannot be read .*prepare it again"):
+        prepared("b")
+
+
 def _long(i: int) -> bytes:
     return f"{i:09d}".encode().ljust(100_000, b"x")
 
 
+@pytest.mark.all
 @pytest.mark.skipif(not REVIEWS.exists(), reason="the zip of film reviews is not here")
 def test_a_zip_of_two_thousand_documents(make: Make) -> None:
     made = make(f"text:{REVIEWS}")

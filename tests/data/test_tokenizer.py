@@ -216,11 +216,25 @@ def test_a_run_directory_carries_its_tokenizer(tmp_path: Path, text: Path, cache
         ("sentencepiece:TEXT", "is no SentencePiece model: give the .model file"),
         ("sentencepiece:EMPTY", "is no SentencePiece model: give the .model file"),
         ("sentencepiece:HUGE", "a vocabulary of 65,536 tokens is above 65,535"),
+        (
+            "sentencepiece:WORDS",
+            r"WORDS gives .* back for b'a  b': every text must come back byte by byte; give a Sent",
+        ),
+        ("sentencepiece:SPACELESS", r"SPACELESS gives .* back for b'a  b': every text must come back"),
+        ("sentencepiece:DAMAGED", r"DAMAGED is damaged \(.*byte piece <0xZZ> is invalid"),
         ("sentencepiece:CLOSED", r"has no piece for b'\\n' .*--byte_fallback=true"),
     ],
 )
 def test_a_mistake_is_refused_in_one_line(tmp_path: Path, text: Path, make: Make, name: str, words: str) -> None:
-    files = {"TEXT": text.read_bytes, "EMPTY": bytes, "HUGE": _huge, "CLOSED": piece_model}
+    files = {
+        "TEXT": text.read_bytes,
+        "EMPTY": bytes,
+        "HUGE": _huge,
+        "CLOSED": piece_model,
+        "WORDS": lambda: piece_model(byte_fallback=True, model_type="word"),
+        "SPACELESS": lambda: _renamed("▁", "QQ"),
+        "DAMAGED": lambda: _renamed("<0x0A>", "<0xZZ>"),
+    }
     kind, _, rest = name.partition(":")
     if rest in files:
         (tmp_path / rest).write_bytes(files[rest]())
@@ -240,6 +254,23 @@ def _huge() -> bytes:
     return made.SerializeToString()
 
 
+def _renamed(piece: str, name: str) -> bytes:
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto
+
+    made = ModelProto.FromString(piece_model(byte_fallback=True))
+    next(each for each in made.pieces if each.piece == piece).piece = name
+    return made.SerializeToString()
+
+
+def test_a_run_whose_tokenizer_changes_text_is_refused(tmp_path: Path, coders: dict[str, tokenizer.Tokenizer]) -> None:
+    """The fingerprint is of what decides a token, and a normalizer added by hand is none of it."""
+    coders["bpe"].save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"normalizer": {"type": "Lowercase"}}))
+    with pytest.raises(Refusal, match=r"tokenizer.json is damaged \(tokenizer.json gives b'na.* back for b'na.* CAF"):
+        tokenizer.load("bpe:600", tmp_path, coders["bpe"].fingerprint)
+
+
 def test_a_model_without_byte_fallback_names_the_missing_letter() -> None:
     coder = tokenizer.SentencePiece(piece_model(user_defined_symbols=["\n"]), "my.model")
     assert coder.decode(coder.encode(b"def  f(x):\n\n  return")) == b"def  f(x):\n\n  return"
@@ -253,6 +284,6 @@ def test_a_model_without_byte_fallback_names_the_missing_letter() -> None:
 def test_letters_match_the_package() -> None:
     from tokenizers import pre_tokenizers
 
-    assert sorted(tokenizer._letters()) == sorted(pre_tokenizers.ByteLevel.alphabet())
+    assert sorted(tokenizer.byte_letters()) == sorted(pre_tokenizers.ByteLevel.alphabet())
     shown = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str("é\x00 \n")
-    assert shown[0][0] == "".join(tokenizer._letters()[byte] for byte in "é\x00 \n".encode())
+    assert shown[0][0] == "".join(tokenizer.byte_letters()[byte] for byte in "é\x00 \n".encode())

@@ -1,5 +1,6 @@
 """A run exported by the command scripts.convert."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 
 from configs import lm
 from rope_lm import interop, loop, trained
@@ -29,12 +31,13 @@ def runs(text: Path, cache: str, tmp_path_factory: pytest.TempPathFactory) -> Pa
         config.steps, config.seeds = 3, (0, 1)
         config.every.update({"evaluate": 3, "save": 3, "log": 3})
         config.data.update({"length": 32, "batch": 8, "validation_rows": 6, "cache": cache})
+        config.data.tokenizer = "bpe:300" if name == "llama" else "bytes"
         config.model.update({"width": 32, "heads": 2, "layers": 1})
         loop.train(entry.plain(config), folder / name, provenance(["test"], {}))
     return folder
 
 
-KINDS = [("llama", "LlamaForCausalLM, 257"), ("bert", "RoFormerForMaskedLM, 258")]
+KINDS = [("llama", "LlamaForCausalLM, 300"), ("bert", "RoFormerForMaskedLM, 258")]
 
 
 @pytest.mark.parametrize("name, kind", KINDS)
@@ -49,10 +52,15 @@ def test_a_member_of_a_run_gives_the_same_logits_there_and_back(
     flags = [f"--workdir={runs / name}", "--member=1", f"--out={tmp_path / 'model'}"]
     monkeypatch.setattr(sys, "argv", ["convert", *flags])
     assert convert.main() == 0
-    assert capsys.readouterr().out == f"{tmp_path / 'model'}: {kind} tokens, step 3, member 1\n"
+    assert capsys.readouterr() == (f"{tmp_path / 'model'}: {kind} tokens, step 3, member 1\n", "")
+    spelled = tokenizers.Tokenizer.from_file(str(tmp_path / "model" / "tokenizer.json"))
+    sample = "def main(arguments):\n    return 1\n"
+    run = trained.load(runs / name)
+    assert spelled.encode(sample).ids == run.coder.encode(sample.encode()).tolist()
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["eos_token_id"] == run.coder.separator
     back, text = interop.load(tmp_path / "model"), jnp.asarray(np.arange(64).reshape(2, 32))
     assert back.length == 32
-    first, second = (model(text)[0] for model in trained.load(runs / name).models)
+    first, second = (model(text)[0] for model in run.models)
     np.testing.assert_allclose(interop.make(back)(text)[0], second, atol=1e-5)
     assert np.abs(first - second).max() > 1e-3
 

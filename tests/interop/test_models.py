@@ -70,6 +70,15 @@ def test_a_saved_model_is_loaded_with_the_same_bits(golden: Path, tmp_path: Path
     jax.tree.map(np.testing.assert_array_equal, again.params, first.params)
 
 
+def test_a_folder_may_be_text_and_below_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model = interop.load(str(FOLDER / "llama"))
+    interop.save("~/model", model)
+    assert interop.load("~/model").section == model.section and (tmp_path / "model").is_dir()
+    with pytest.raises(Refusal, match="there is no home folder ~no-one here"):
+        interop.load("~no-one/model")
+
+
 @pytest.mark.parametrize("name", OURS)
 def test_a_model_of_ours_gives_the_same_logits_when_it_comes_back(name: str, tmp_path: Path) -> None:
     """config.json is the one that the other implementation read to give these logits (check_models.py)."""
@@ -121,12 +130,46 @@ def test_a_bidirectional_model_does_not_fit_a_causal_layout(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_half_precision_is_read_into_float32(dtype: str, tmp_path: Path) -> None:
-    shutil.copy(FOLDER / "llama" / "config.json", tmp_path)
-    rough = {name: jnp.asarray(x, dtype) for name, x in load_file(FOLDER / "llama" / "model.safetensors").items()}
-    save_file({name: np.asarray(x) for name, x in rough.items()}, tmp_path / "model.safetensors")
-    loaded = interop.load(tmp_path).params
-    np.testing.assert_array_equal(loaded["embedding"], rough["model.embed_tokens.weight"].astype(jnp.float32))
+@pytest.mark.parametrize("files", [1, 3])
+def test_half_precision_in_any_number_of_files_is_read_into_float32(dtype: str, files: int, tmp_path: Path) -> None:
+    rough = {name: np.asarray(x, dtype) for name, x in load_file(FOLDER / "llama" / "model.safetensors").items()}
+    for folder, tensors in (("rough", rough), ("whole", {name: x.astype(np.float32) for name, x in rough.items()})):
+        (tmp_path / folder).mkdir()
+        shutil.copy(FOLDER / "llama" / "config.json", tmp_path / folder)
+        save_file(tensors, tmp_path / folder / "model.safetensors")
+    if files > 1:
+        cut(tmp_path / "rough", files)
+    found, wanted = (interop.load(tmp_path / folder).params for folder in ("rough", "whole"))
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+    assert found["embedding"].dtype == jnp.float32
+
+
+def cut(folder: Path, files: int) -> None:
+    """Cut the weights into several files with an index, as transformers does."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    places = {name: f"model-{i % files + 1:05d}-of-{files:05d}.safetensors" for i, name in enumerate(tensors)}
+    for file in set(places.values()):
+        save_file({name: tensors[name] for name in places if places[name] == file}, folder / file)
+    index = {"metadata": {"total_size": 1}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(
+    "name, change",
+    [
+        ("llama", {"rope_scaling": {"type": "default", "rope_theta": 10_000}, "rope_theta": 1e4}),
+        ("llama", {"rope_scaling": {}, "partial_rotary_factor": 1.0}),
+        ("llama_yarn", {"original_max_position_embeddings": 16, "rope_theta": 1e4}),
+        ("neox", {"rope_parameters": None}),
+        ("neox", {"rope_parameters": None, "rotary_emb_base": 10_000, "rotary_pct": 0.25}),
+        ("gpt2", {"n_head": None, "num_attention_heads": 4, "max_position_embeddings": 32}),
+    ],
+)
+def test_options_given_twice_alike_are_read(name: str, change: dict[str, object], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(FOLDER / name, tmp_path / "model"))
+    (folder / "config.json").write_text(json.dumps(options(folder) | change))
+    assert interop.load(folder).section == interop.load(FOLDER / name).section
 
 
 def test_older_spellings_mean_the_same(tmp_path: Path) -> None:

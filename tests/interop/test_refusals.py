@@ -56,6 +56,40 @@ def refused(folder: Path) -> str:
             {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.25}},
             "rope_type 'linear' of a part of each head",
         ),
+        ("llama", {"rope_scaling": 1}, "rope_scaling is 1, it must be an object"),
+        ("llama", {"rope_scaling": False}, "rope_scaling is False, it must be an object"),
+        (
+            "llama",
+            {"rope_scaling": {"type": "linear", "factor": 4.0}},
+            "rope_parameters={'rope_theta': 10000.0, 'rope_type': 'default'} and "
+            "rope_scaling={'type': 'linear', 'factor': 4.0} differ",
+        ),
+        ("llama", {"rope_theta": 5e5}, "rope_theta=500000.0 and rope_theta=10000.0 in rope_parameters differ"),
+        ("neox", {"rope_theta": 5e5}, "rope_theta=500000.0 and rope_theta=10000.0 in rope_parameters differ"),
+        ("neox", {"rotary_emb_base": 5e5}, "rotary_emb_base=500000.0 and rope_theta=10000.0 in rope_parameters differ"),
+        ("neox", {"rope_parameters": None, "rope_theta": 5e5}, "rope_theta=500000.0 and rotary_emb_base=10000.0"),
+        ("neox", {"rotary_pct": 1.0}, "rotary_pct=1.0 and partial_rotary_factor=0.25 in rope_parameters differ"),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "linear", "type": "dynamic", "factor": 2.0}},
+            "rope_type='linear' and type='dynamic' in rope_parameters differ",
+        ),
+        ("llama", {"partial_rotary_factor": 0.5}, "(partial_rotary_factor 0.5) has no counterpart here in llama"),
+        (
+            "llama_yarn",
+            {"original_max_position_embeddings": 32},
+            "original_max_position_embeddings=32 and original_max_position_embeddings=16 in rope_parameters differ",
+        ),
+        (
+            "llama_dynamic",
+            {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "max_position_embeddings": 99}},
+            " and max_position_embeddings=99 in rope_parameters differ",
+        ),
+        ("neox", {"head_dim": 16}, "head_dim=16: here it is hidden_size / heads = 8"),
+        ("llama", {"is_causal": False}, "is_causal=False has no counterpart here"),
+        ("llama", {"per_layer_config": {"0": {}}}, "per_layer_config={'0': {}} has no counterpart here"),
+        ("gpt2", {"num_attention_heads": 8}, "n_head=4 and num_attention_heads=8 differ"),
+        ("llama", {"num_hidden_layers": True}, "num_hidden_layers is True, it must be a whole number"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True has no counterpart"),
         ("gpt2", {"n_head": 5}, "model.width=32 is not divisible by model.heads=5"),
         ("roformer", {"rotary_value": True}, "rotary_value=True has no counterpart here"),
@@ -127,17 +161,39 @@ def test_missing_or_torn_files_are_refused_in_one_line(tmp_path: Path) -> None:
     assert "is no JSON object" in refused(tmp_path)
     shutil.copy(FOLDER / "llama" / "config.json", tmp_path)
     assert "model.safetensors' is missing (pickled weights are not read)" in refused(tmp_path)
-    (tmp_path / "model.safetensors.index.json").write_text("{}")
-    assert "is cut into several files: save it as one" in refused(tmp_path)
     whole = (FOLDER / "llama" / "model.safetensors").read_bytes()
     for torn in (whole[:1000], whole[:-1], b"", b"\x80\x04" + whole[2:]):
         (tmp_path / "model.safetensors").write_bytes(torn)
         assert "cannot be read (" in refused(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "index, words",
+    [
+        ("{", "index.json' cannot be read ("),
+        ("{}", "index.json' cannot be read ('weight_map')"),
+        ({"lm_head.weight": "other.safetensors"}, "names 'other.safetensors', which is no file beside it"),
+        ({"lm_head.weight": "../part.safetensors"}, "names '../part.safetensors', which is no file beside it"),
+        ({"lm_head.weight": 1}, "names '1', which is no file beside it"),
+        ({"lm_head.weigth": "part.safetensors"}, "part.safetensors' lacks lm_head.weigth, which "),
+        ({"lm_head.weight": "part.safetensors", "a": "half.safetensors"}, "and so does another file"),
+    ],
+)
+def test_an_index_without_its_tensors_is_refused_in_one_line(
+    index: str | dict[str, object], words: str, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(FOLDER / "llama", tmp_path / "model"))
+    content = index if isinstance(index, str) else json.dumps({"weight_map": index})
+    (folder / "model.safetensors.index.json").write_text(content)
+    assert "holds both model.safetensors and model.safetensors.index.json" in refused(folder)
+    (folder / "model.safetensors").rename(folder / "part.safetensors")
+    save_file({"a": np.zeros(1), "lm_head.weight": np.zeros(1)}, folder / "half.safetensors")
+    assert words in refused(folder)
+
+
 def test_an_existing_model_is_not_overwritten(tmp_path: Path) -> None:
     model = interop.load(FOLDER / "llama")
-    for name in ("config.json", "model.safetensors"):
+    for name in ("config.json", "model.safetensors", "model.safetensors.index.json"):
         folder = tmp_path / name
         folder.mkdir()
         (folder / name).write_text("mine")

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from configs import studies
 from rope_lm import loop, settings
 from rope_lm.provenance import provenance
@@ -27,6 +29,7 @@ class InProcess(Local):
         return {arm: 0 if status["status"] == "finished" else 1 for arm, status in ended.items()}
 
 
+@pytest.mark.all
 def test_the_arms_of_a_study_are_trained_and_reported_by_setting(text, cache, tmp_path):
     study = studies.get_config("replication")
     study.base.steps, study.base.seeds = 4, (0, 1)
