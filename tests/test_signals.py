@@ -14,7 +14,7 @@ from rope_lm.run_directory import read_json
 from tests.commands import ROOT
 from tests.runs import small
 
-STOP = [number.name for number in signals.STOP]
+STOP = ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"]
 
 
 @pytest.fixture
