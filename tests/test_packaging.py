@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,12 @@ def test_requirements_name_every_package_that_the_code_imports():
     for path in SOURCES:
         for name in {module.split(".")[0] for module in imported(path)} - own - set(sys.stdlib_module_names):
             assert {normal(package) for package in known[name]} & named, f"{path.name} imports {name}"
+
+
+def test_every_package_is_installed():
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = [folder for name in ("rope_lm", "configs", "scripts") for folder in (ROOT / name).rglob("__init__.py")]
+    assert sorted(packages) == sorted(".".join(path.parent.relative_to(ROOT).parts) for path in found)
 
 
 @pytest.mark.parametrize("kind", ["", "-dev", "-cuda", "-tpu"])
