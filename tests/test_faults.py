@@ -757,7 +757,8 @@ def test_20_a_run_of_someone_else_is_data(runs, whole, tmp_path):
         if file.is_file():
             content = file.read_bytes()
             file.write_bytes(pickled)
-            said = runs.run(theirs, status=2, steps=16) if file.parent == theirs and file.suffix == ".json" else ""
+            reads = file.parent == theirs and file.suffix == ".json" and file.name != "documents.json"
+            said = runs.run(theirs, status=2, steps=16) if reads else ""
             assert "Traceback" not in said
             assert [finding.text for finding in verify(theirs) if finding.wrong], file
             file.write_bytes(content)
