@@ -18,9 +18,9 @@ def linear_plain(x: Float[Array, "R D"], w: Float[Array, "D F"]) -> Float[Array,
 
 @jax.custom_vjp
 def linear(x: Float[Array, "R D"], w: Float[Array, "D F"]) -> Float[Array, "R F"]:
-    """Return x w. The gradient of a w with more rows than columns is computed transposed.
+    """Return x w. If w has more rows than columns, its gradient is computed as the transpose of g^T x.
 
-    A CPU copies the first array of a product, and the narrower of the two is then copied.
+    XLA copies the first array of a product on a CPU, and this order makes that the narrower one.
     """
     return linear_plain(x, w)
 
