@@ -1,4 +1,4 @@
-"""Speed of the programs, measured in one process: rounds in which they take turns, and ratios rather than times."""
+"""Speed of the programs. They take turns in one process, so that their ratios are fair on a noisy machine."""
 
 import json
 import tempfile
@@ -26,9 +26,9 @@ Key = TypeVar("Key")
 def matmul_peak(dtype: str, size: int | None = None, count: int = 1) -> float:
     """Return the FLOP/s of square matrix products in `dtype`, on all devices at once; the best of several.
 
-    A CPU's devices share its cores, so there one device alone is measured. float32 products are in float32, like the
-    model's. `size`: of each side; None for 2,048 on a CPU and 8,192 elsewhere. Each call is a chain of `count`
-    products, or of as many more as take 10 ms, because an accelerator finishes one sooner than it can be asked for.
+    On a CPU only one device is measured, because devices share the cores. float32 products are in full float32, like
+    the model's. `size`: of each side; None for 2,048 on a CPU and 8,192 elsewhere. Each call is a chain of `count`
+    products, lengthened until it takes 10 ms, because a single product on an accelerator is shorter than its dispatch.
     """
     on_cpu = jax.default_backend() == "cpu"
     size = size or (2048 if on_cpu else 8192)
@@ -53,9 +53,10 @@ def _steppers(configs: Mapping[Key, Config]) -> tuple[dict[Key, Stepper], dict[K
 
 
 def encodings(configs: Mapping[str, Config], peak: float) -> list[Row]:
-    """Return a row for each config, by name, with its speed or why it was `refused`; `peak`: FLOP/s of all devices.
+    """Return a row for each config, with its speed, or under `refused` why it cannot run.
 
-    Overhead is the median over rounds of the ratio of its step to that of `none`.
+    `peak`: FLOP/s of all devices. The overhead is the median over rounds of the ratio of a step to that of `none`,
+    minus one.
     """
     steppers, rows = _steppers(configs)
     times = rounds_of(steppers, rounds=15)
@@ -70,7 +71,7 @@ def encodings(configs: Mapping[str, Config], peak: float) -> list[Row]:
 
 
 def _speed(stepper: Stepper, seconds: float, peak: float) -> Row:
-    """Return the speed of a step that takes these seconds."""
+    """Return the row of a step that takes this many seconds."""
     planned = stepper.plan
     model, data = planned.config["model"], planned.config["data"]
     speed = len(planned.members) * planned.data.batch * planned.data.length / seconds
@@ -96,7 +97,7 @@ def _median(values: np.ndarray) -> float:
 
 
 class Decoder:
-    """Reads the first half of a row at once and the second half one token at a time with the cache, like generate."""
+    """Reads half a row as a prompt, then generates the other half token by token with the cache, like `generate`."""
 
     def __init__(self, stepper: Stepper):
         planned = stepper.plan
@@ -120,16 +121,16 @@ class Decoder:
         return self.token
 
     def write(self) -> jax.Array:
-        """Generate as many tokens as `prefill` left room for."""
+        """Generate the second half of the row, after `prefill`."""
         for at in range(self.prompt.shape[1], self.length):
             self.token, self.cache = self.read(self.weights, self.cache, self.token, jnp.int32(at))
         return self.token
 
 
 def decoding(steppers: Mapping[str, Stepper]) -> dict[str, Row]:
-    """Return the seconds of decoding one row, by name: of reading half of it, and per token of the other half.
+    """Return for each name the seconds of reading half a row, and of generating each token of the other half.
 
-    The steppers lose their state, because the optimizer's part is no longer needed.
+    Deletes the steppers' states, to free the memory of the optimizer.
     """
     calls, length = dict[tuple[str, str], Callable[[], jax.Array]](), dict[str, int]()
     for name, stepper in steppers.items():
@@ -151,8 +152,9 @@ def decoding(steppers: Mapping[str, Stepper]) -> dict[str, Row]:
 def parts(config: Config) -> dict[str, float]:
     """Return the seconds of the forward pass, the backward pass and the optimizer.
 
-    The last two are medians over rounds of the gradients' time minus that of an evaluation of the same rows, and of the
-    step's time minus the gradients'. A value below the noise may be negative.
+    The forward pass is timed as an evaluation. The backward pass is the time of the gradients minus that of the forward
+    pass, the optimizer is the time of a step minus that of the gradients, both as medians over rounds. A difference
+    smaller than the noise may come out negative.
     """
     stepper = Stepper(plan.plan(config))
     program, rows = stepper.plan.program, stepper.rows
@@ -174,7 +176,7 @@ def parts(config: Config) -> dict[str, float]:
 
 
 def ensembles(config: Config, sizes: Sequence[int]) -> list[Row]:
-    """Compare an ensemble of M members with M single runs in turn; `sizes` begin with 1."""
+    """Compare ensembles of M members with M single runs in turn, for each M in `sizes`, which must start with 1."""
     steppers, rows = _steppers({size: {**config, "seeds": tuple(range(size))} for size in sizes})
     times = rounds_of(steppers, rounds=4)
     for size, taken in times.items():
@@ -190,9 +192,9 @@ def depths(config: Config, layers: Iterable[int]) -> list[Row]:
 
 
 def lengths(configs: Mapping[str, Config], lengths: Sequence[int]) -> dict[str, list[Row]]:
-    """Return, by name, seconds and bytes per token as one batch of tokens is cut into longer and longer rows.
+    """Return for each name the seconds and bytes per token at each row length, with the same tokens per batch.
 
-    On one device, because the longest rows are too few for several.
+    Measured on one device, because the longest rows are too few to split over several.
     """
     cut, one = {}, {"member": 1, "data": 1, "fsdp": 1, "tensor": 1}
     for name, config in configs.items():
@@ -210,7 +212,7 @@ def lengths(configs: Mapping[str, Config], lengths: Sequence[int]) -> dict[str, 
 
 
 def host(config: Config, steps: int) -> dict[str, float]:
-    """Return the share of the time that the host waited for data, over `steps` real steps."""
+    """Return the share of the time that the host spent waiting for data, over `steps` steps of training."""
     stepper = Stepper(plan.plan(config))
     planned = stepper.plan
     batches = planned.data.batches([member.seed for member in planned.members], 0, steps)

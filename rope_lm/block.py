@@ -106,7 +106,7 @@ def _post(block: "Block", x: Float[Array, "R D"], attend: Attend) -> tuple[Float
 
 
 class Residual(NamedTuple):
-    """The order of norms, attention, MLP and residual connections in a block, and the place of the model's own norm."""
+    """The order of norms, attention, MLP and residual connections in a block, and where the model's extra norm goes."""
 
     join: Callable[["Block", Float[Array, "R D"], Attend], tuple[Float[Array, "R D"], Any]]
     norm_first: bool  # True: before the blocks, on the embeddings; False: after the blocks, before the logits
@@ -123,9 +123,9 @@ RESIDUALS = {
 class Style:
     """The kind of layers, apart from their sizes: the section `model.block` of a config.
 
-    `norm` and its `epsilon`, `mlp` and `residual` as in the tables above; `biases` on linear maps and on layer norms;
-    `transform`: a linear map, an activation and a norm before the logits, and a bias on the logits, as in BERT's head
-    for masked language modelling. Raises Refusal for a name that is not in a table.
+    `norm`, `mlp` and `residual`: names in NORMS, MLPS and RESIDUALS. `epsilon`: of the norms. `biases`: True for biases
+    on linear maps and layer norms. `transform`: True for a linear map, an activation and a norm before the logits, and
+    a bias on the logits, as in BERT's head for masked language modelling. Raises Refusal for an unknown name.
     """
 
     norm: str
@@ -169,7 +169,7 @@ class Block(nnx.Module):
         self.gate = layer(width, hidden, ("width", "hidden")) if MLPS[style.mlp].gated else None
 
     def __call__(self, x: Float[Array, "R D"], attend: Attend) -> tuple[Float[Array, "R D"], Any]:
-        """Return x [B*T D] after the block, and what `attend` hands back."""
+        """Return x [B*T D] after the block, and the second value that `attend` returned."""
         return RESIDUALS[self.style.residual].join(self, x, attend)
 
     def queries_keys_values(
@@ -181,7 +181,7 @@ class Block(nnx.Module):
         return q.squeeze(3), k.squeeze(3), v.squeeze(3)
 
     def attention(self, x: Float[Array, "R D"], attend: Attend) -> tuple[Float[Array, "R D"], Any]:
-        """Return the output of attention for its input x, and what `attend` hands back."""
+        """Return the output of attention for its input x, and the second value that `attend` returned."""
         attended, kept = attend(x)
         return self.out(attended), kept
 

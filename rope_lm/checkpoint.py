@@ -36,8 +36,10 @@ class Saved(NamedTuple):
 class Checkpoints:
     """The checkpoints of a run, in folders named after their steps. A context manager.
 
-    `saved` is the last step known to be saved, 0 before the first. `tell` is called in another thread with each step
-    whose checkpoint is whole on disk. Opening removes the remains of a save that was killed.
+    `saved` is the last step known to be saved, 0 before the first. `tell` is called from another thread with the step
+    of each checkpoint, once it is complete on disk. Opening removes saves that were killed before they were complete.
+
+    A checkpoint is *whole* if all of its files match their checksums.
     """
 
     def __init__(self, directory: Path, keep: int, saved: int = 0, tell: Callable[[int], None] = lambda step: None):
@@ -59,11 +61,10 @@ class Checkpoints:
         self.orbax.close()
 
     def restore(self, abstract: Any) -> Saved | None:
-        """Return the newest whole checkpoint, with the shapes, dtypes and shardings of `abstract`; None if there never
-        was one.
+        """Return the newest whole checkpoint, with the shardings of `abstract`; None if the run never saved one.
 
-        A damaged checkpoint is reported, moved to `bad/` and the one before it is used. Raises Refusal if none is
-        whole or left, and if the tree differs from `abstract`.
+        A damaged checkpoint is reported and moved to `bad/`, and the one before it is used. Raises Refusal if the run
+        has saved but no whole checkpoint is left, and if shapes or dtypes differ from `abstract`.
         """
         faults = []
         for folder in _by_step(self.directory):
@@ -98,9 +99,9 @@ class Checkpoints:
         raise Refusal(f"{str(directory)!r} holds no whole checkpoint: train the run, or let it save once")
 
     def save(self, step: int, tree: Any, note: Any = None) -> None:
-        """Save a tree with a note that is JSON. Returns once Orbax holds a copy; the rest happens in the background.
+        """Save a tree and a JSON note. Returns once Orbax has copied the tree, and writes it in the background.
 
-        Raises the failure of the save before this one.
+        Raises the error of the previous save, if it failed.
         """
         self.wait()
         folder = self.directory / str(step)
@@ -113,7 +114,7 @@ class Checkpoints:
         self.sealing.start()
 
     def wait(self) -> None:
-        """Wait until every save is on disk and sealed. Raises whatever made one fail, such as a full disk."""
+        """Wait until the last save and its checksums are on disk. Raises its error if it failed, as on a full disk."""
         if self.sealing:
             self.sealing.join()
             self.sealing = None
@@ -142,7 +143,7 @@ class Checkpoints:
 
 
 def damage(folder: Path) -> str | None:
-    """Return what is wrong with the files of a checkpoint; None if all are as they were written."""
+    """Return a description of the first damaged file of a checkpoint; None if all match their checksums."""
     try:
         known = dict(json.loads((folder / SUMS).read_text()))
     except (OSError, ValueError, TypeError):
@@ -205,7 +206,7 @@ def _by_step(directory: Path) -> list[Path]:
 
 
 def _as_os_error(error: BaseException, folder: Path) -> BaseException:
-    """Return an OSError for a failure of the operating system, which Orbax reports in words only."""
+    """Return an OSError for an error of the operating system, which Orbax reports only as text."""
     code = re.search(r"os_error_code='(\d+)'", str(error))
     return OSError(int(code[1]), os.strerror(int(code[1])), str(folder)) if code else error
 

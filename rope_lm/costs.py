@@ -16,11 +16,11 @@ from rope_lm.training import Program, Rows
 
 
 def flops_per_token(program: Program) -> float:
-    """Return the floating-point operations of training on one token: forward, and twice that backward.
+    """Return the floating-point operations of training on one token, the backward pass as twice the forward pass.
 
-    They are those of matrix products. Softmax attention is counted as the blocked kernel computes it, whatever kernel
-    runs, so that arms on different platforms compare: of causal attention, about the half that is not masked. Work that
-    is shared by all rows of a batch is divided by its tokens. Recomputation for the backward pass is not counted.
+    Only matrix products are counted. Softmax attention is counted as the blocked kernel computes it (in causal
+    attention, about the half that is not masked) whichever kernel runs, so that platforms can be compared. Work shared
+    by all rows of a batch is divided by its tokens. Recomputation for the backward pass is not counted.
     """
     spec = program.spec
     if "kernel" in spec.model["attention"]:
@@ -65,7 +65,7 @@ def _dot_general(equation: core.JaxprEqn) -> float:
 
 
 def _inner(equation: core.JaxprEqn) -> Iterator[core.Jaxpr]:
-    """Yield the jaxprs that an equation runs. Of a custom derivative, its forward function only."""
+    """Yield the jaxprs that an equation runs. For a custom derivative, only the forward function."""
     for name, value in equation.params.items():
         if name in ("jvp_jaxpr_fun", "fwd_jaxpr_thunk", "bwd"):
             continue

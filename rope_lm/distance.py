@@ -16,10 +16,10 @@ from rope_lm.kernels.products import einsum
 def measure(workdir: Path, rows: int) -> dict[str, Any]:
     """Measure how far back every finite member of a run attends, over `rows` rows of validation text.
 
-    Averaged over the second half of the queries, all of which see at least half of the trained length. `edges` [E + 1]
-    of bins of distance in tokens (last excluded; negative is ahead of the query); by member, layer and head: `mass`
-    [M L N E], the attention in each bin, and `mean` [M L N], the mean absolute distance in tokens. Raises Refusal if
-    there is no run, or its text is another.
+    Only the second half of the queries counts, which all see at least half of the trained length. In the result,
+    `edges` [E + 1] are the bounds of bins of distance in tokens (upper bound excluded; negative distances are ahead of
+    the query), `mass` [M L N E] is the share of attention in each bin, and `mean` [M L N] is the mean absolute distance
+    in tokens. Raises Refusal if there is no run, or if the text here is not the run's.
     """
     run = trained.load(workdir).finite()
     text = trained.text(workdir, rows)

@@ -1,4 +1,4 @@
-"""The environment of a process: settings that would change numbers are pinned, or recorded."""
+"""The environment of a process. Settings that can change results are either pinned or recorded."""
 
 import os
 import re
@@ -6,7 +6,7 @@ from typing import Any
 
 from rope_lm.refusal import Refusal
 
-# Settings of JAX that change numbers, each by JAX_... in the environment too. A version of JAX may lack one.
+# Settings of JAX that change results; each can be set by an environment variable too. Not every JAX version has all.
 PINNED = {
     "jax_enable_x64": False,
     "jax_enable_custom_prng": False,
@@ -29,11 +29,11 @@ HARMLESS = re.compile(r"--xla_(dump|force_host_platform_device_count|cpu_collect
 
 
 def pin() -> None:
-    """Give JAX the settings that every run has, whatever the environment or the calling program says.
+    """Set JAX to PINNED, overriding the environment and the calling program.
 
     Raises Refusal inside a context manager that changes one of them, such as `jax.enable_x64(True)`.
     """
-    import jax  # not by processes that only start others
+    import jax  # here, because processes that only start others do not need it
 
     for name, value in PINNED.items():
         if name not in jax.config.values:
@@ -62,7 +62,7 @@ def devices() -> list[Any]:
 
 
 def recorded() -> dict[str, str]:
-    """Return the variables of the environment that may change numbers and are not pinned. Flags of XLA are sorted."""
+    """Return the environment variables that may change results and are not pinned, with XLA's flags sorted."""
     pinned = {name.upper() for name in PINNED}
     names = (name for name in sorted(os.environ) if READ.match(name) and not UNRELATED.search(name))
     found = {name: os.environ[name] for name in names if name not in pinned}

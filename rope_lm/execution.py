@@ -1,4 +1,4 @@
-"""The one place where the platform decides how a program runs. Results change by rounding only."""
+"""All decisions that depend on the platform, in one place. They change results by rounding only."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -14,10 +14,10 @@ PIECE = 512  # least tokens in a piece of a CPU's batch: its activations then fi
 class Execution(NamedTuple):
     """Decisions made for a platform, recorded in the manifest."""
 
-    kernel: str  # computes attention
+    kernel: str  # of attention
     members_in_turn: bool  # one member of the ensemble after another, instead of all at once
-    pieces: int  # of a batch, one after another
-    unroll: bool  # layers one after another, instead of a loop
+    pieces: int  # equal parts of a batch that are computed one after another
+    unroll: bool  # True to write the layers out, False to loop over them
     compiler_options: Mapping[str, bool]  # of every program
     init_options: Mapping[str, int]  # of the program that draws initial values, in addition
 
@@ -32,9 +32,9 @@ def choose(
 ) -> Execution:
     """Choose how a run executes.
 
-    `config`: the whole config of the run; `effects`: of its encoding; `platform` as JAX names it; `mesh`: sizes of its
-    axes, which divide the rows of a piece; `deterministic`: ask XLA for the same bits in every run. Raises Refusal
-    for a kernel that is unknown or cannot run on this platform.
+    `config`: the whole config of the run. `effects`: those of its encoding. `platform`: as JAX names it. `mesh`: sizes
+    of its axes, which must divide the batch. `deterministic`: True to ask XLA for the same bits in every run. Raises
+    Refusal for a kernel that is unknown or cannot run on this platform.
     """
     model, accumulation = config["model"], config["optimizer"]["accumulation_steps"]
     layers, on_cpu = model["layers"], platform == "cpu"
@@ -60,15 +60,16 @@ def choose(
 
 
 def _pieces(rows: int, length: int) -> int:
-    """Return the largest number of equal pieces of a device's rows that have at least PIECE tokens each."""
+    """Return how many equal pieces a device's rows are cut into: as many as have PIECE or more tokens each."""
     counts = [count for count in range(1, rows + 1) if rows % count == 0 and rows // count * length >= PIECE]
     return max(counts, default=1)
 
 
 def _kernel(model: Mapping[str, Any], effects: Effects, platform: str, apart: int) -> str:
-    """Return the kernel that model.attention.kernel stands for; "auto" is the fastest of those that fit.
+    """Return the kernel that model.attention.kernel names, or for "auto" the fastest that fits.
 
-    JAX calls ROCm "gpu" too, so an AMD GPU needs kernel=xla. `apart`: devices that members are spread over.
+    JAX calls both NVIDIA and AMD GPUs "gpu", so on an AMD GPU kernel=xla must be given. `apart`: devices that members
+    are spread over.
     """
     if "kernel" not in model["attention"]:
         return str(model["attention"].get("name"))  # attention with a single implementation

@@ -21,7 +21,7 @@ SCALINGS: dict[str, dict[str, float]] = {
 
 
 def check(workdir: Path) -> dict[str, Any]:
-    """Return the config of a run that can be measured. Raises Refusal if longer rows would change its task."""
+    """Return the config of a run. Raises Refusal if longer rows would be a different task."""
     config, _ = trained.read(workdir)
     if config["objective"]["name"] != "causal":
         raise Refusal(f"{str(workdir)!r} was trained with objective={config['objective']['name']}: give a causal run")
@@ -36,10 +36,10 @@ def check(workdir: Path) -> dict[str, Any]:
 def measure(workdir: Path, rows: np.ndarray, multiple: int, scaling: str) -> dict[str, Any]:
     """Measure the nats per token of every finite member of a run at `multiple` times its length.
 
-    `rows`: int [R, W], the text. `scaling`: a name in SCALINGS, or "" for the run's own encoding. `apart`: loss in
-    pieces that do not overlap, also by position; `sliding`: loss in windows that overlap, in which each token has at
-    least `multiple - 1/2` lengths before it if the row has so many. Raises Refusal if the encoding cannot read such
-    rows.
+    `rows`: int [R, W], the text. `scaling`: a name in SCALINGS, or "" for the run's own encoding. In the result,
+    `apart` is the loss in pieces that do not overlap (`by_position` is the same by position), and `sliding` is the loss
+    in overlapping windows, where each token has at least `multiple - 1/2` trained lengths of context if the row has
+    that many before it. Raises Refusal if the encoding cannot read such rows.
     """
     config = check(workdir)
     short = config["data"]["length"]

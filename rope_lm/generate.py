@@ -21,8 +21,8 @@ def pick(
 ) -> Int[Array, ""]:
     """Draw a token from softmax(logits / temperature); at temperature 0, return the likeliest.
 
-    Only the likeliest tokens that together have probability `top_p` are drawn (nucleus sampling, arXiv 1904.09751,
-    section 3.1).
+    The token is drawn from the smallest set of likeliest tokens whose probabilities sum to at least `top_p` (nucleus
+    sampling, arXiv 1904.09751, section 3.1).
     """
     order = jnp.argsort(-logits)
     sharp = logits[order] / jnp.maximum(temperature, 1e-6)

@@ -29,8 +29,9 @@ def train(
 ) -> dict[str, Any]:
     """Train until config["steps"], from the last checkpoint in `workdir` if there is one; return the run's status.
 
-    A finished run is left as it is. Raises Refusal for a mistake and for a device with too little memory, before
-    anything is trained; MemoryError if a device runs out of memory while training; OSError for a full disk.
+    A run that finished or diverged is left as it is. Raises Refusal for a mistake in the config or a device with too
+    little memory, before anything is trained; MemoryError if a device runs out of memory while training; OSError for a
+    full disk.
     """
     planned = plan(config, deterministic)
     with RunDirectory(workdir, config, manifest(planned, provenance, deterministic)) as directory:
@@ -56,7 +57,7 @@ def train(
 
 
 def manifest(plan: Plan, provenance: Mapping[str, Any], deterministic: bool) -> dict[str, Any]:
-    """Return the metadata of a run: everything in its directory that is known before it begins, except the config."""
+    """Return the metadata of a run that is known before it begins, except the config."""
     devices = plan.mesh.devices.flatten()
     execution = plan.program.execution._asdict()
     return {
@@ -100,7 +101,7 @@ class Clock:
 
 
 class Loop:
-    """Train, log, evaluate and save. The metrics of a step are fetched after the next one was dispatched."""
+    """Train, log, evaluate and save. A step's metrics are fetched after the next step was dispatched."""
 
     def __init__(self, plan: Plan, directory: RunDirectory):
         self.plan, self.directory = plan, directory
@@ -202,7 +203,7 @@ class Loop:
         self._log()
 
     def _log(self) -> None:
-        """Write the metrics of the pending step, once it is computed."""
+        """Write the metrics of the pending step, if there is one, waiting until it is computed."""
         if self.pending is None:
             return
         (step, pending), self.pending = self.pending, None
@@ -230,7 +231,7 @@ class Loop:
             self.progress.show(step, train=_mean(rows), rate=rate)
 
     def _validate(self) -> None:
-        """Write the loss of each member on the validation rows, and keep its losses by document."""
+        """Write each member's loss on the validation rows, and keep the losses by document in memory."""
         data = self.plan.data
         found = jax.device_get(self.compiled.evaluate(self.state, data.validation, self.plan.documents))
         tokens = int(found.tokens.sum())
@@ -269,7 +270,7 @@ class Loop:
 
 
 def _steps(diverged: np.ndarray) -> dict[str, int]:
-    """Return the step at which each lost member diverged, by the number of the member."""
+    """Return the step at which each diverged member did so, by member number."""
     return {str(i): int(step) for i, step in enumerate(diverged) if step >= 0}
 
 

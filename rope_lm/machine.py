@@ -11,7 +11,8 @@ GROUPS, MINE = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")  # Linux contro
 def cores() -> int:
     """Return how many cores the process may use.
 
-    The smallest of: the cores it may run on, its quota of CPU time rounded up, and NPROC, which XLA obeys too.
+    It is the smallest of the cores that the process may run on, its quota of CPU time rounded up, and NPROC, which XLA
+    obeys too.
     """
     present = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = [*_limits("cpu", "cpu.max"), *_limits("cpu", "cpu.cfs_quota_us", "cpu.cfs_period_us")]

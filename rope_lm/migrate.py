@@ -1,4 +1,4 @@
-"""Read configs, manifests, metrics, checkpoints and archives of earlier versions under today's names.
+"""Rename the keys of configs, manifests, metrics, checkpoints and archives of earlier versions to the current ones.
 
 Standard library only: anything that reads a file of a run may import this.
 """
@@ -30,7 +30,7 @@ FIELDS = {"rate": "learning_rate"}  # of a manifest's members and of a row of me
 
 
 def config(old: Mapping[str, Any], section: str = "") -> dict[str, Any]:
-    """Return a config, or one of its sections, with today's keys."""
+    """Return a config, or one of its sections, with current keys."""
     new = dict(ADDED.get(section, {}))
     for key, value in old.items():
         path = f"{section}.{key}" if section else key
@@ -39,7 +39,7 @@ def config(old: Mapping[str, Any], section: str = "") -> dict[str, Any]:
 
 
 def manifest(old: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a manifest with today's names; what is not as any version wrote it stays as it is."""
+    """Return a manifest with current names. Entries in a form that no version wrote are left as they are."""
     new = dict(old)
     if isinstance(old.get("members"), list):
         new["members"] = [row(member) for member in old["members"]]
@@ -54,12 +54,12 @@ def manifest(old: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def row(old: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row of metrics.jsonl, or a member of a manifest, with today's names."""
+    """Return a row of metrics.jsonl, or a member of a manifest, with current names."""
     return {FIELDS.get(key, key): value for key, value in old.items()}
 
 
 def leaf(path: str) -> str:
-    """Return the name of a leaf of a checkpoint's tree, as any version wrote it, in today's form.
+    """Return the current name of a leaf of a checkpoint's tree, whichever version wrote it.
 
     >>> leaf(".params['head']['weight']"), leaf(".moments[1].count")
     ('params/head/weight', 'moments/1/count')
@@ -76,7 +76,7 @@ def _keys(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def summary(old: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the summary.json of a report with today's keys."""
+    """Return the summary.json of a report with current keys."""
     if old.get("schema", 1) > 1:
         return dict(old)
     treatment = old.get("treatment", "rotary")

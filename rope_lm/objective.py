@@ -1,4 +1,4 @@
-"""Training objectives: rows of W = T + 1 tokens to inputs, targets and weights, and the loss in nats."""
+"""Training objectives. They turn rows of W = T + 1 tokens into inputs, targets and weights of a loss in nats."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -27,11 +27,11 @@ class Objective(Protocol):
     vocabulary: int  # of the model: the text's, plus what the objective adds
 
     def targets(self, rows: Int[Array, "B W"]) -> Int[Array, "B T"]:
-        """Return the entry of each target in rows with one entry per token."""
+        """Return the entries that belong to the targets, from rows with any one value per token, such as documents."""
         ...
 
     def __call__(self, rows: Int[Array, "B W"], keys: Key[Array, "B"]) -> Example:
-        """Return the example of each row. Its random parts depend on the row's key alone."""
+        """Return the inputs, targets and weights of each row, whose random choices depend on its key alone."""
         ...
 
 
@@ -44,7 +44,7 @@ class Causal:
         self.vocabulary = vocabulary
 
     def targets(self, rows: Int[Array, "B W"]) -> Int[Array, "B T"]:
-        """Return the next entry."""
+        """Return the entry after each input."""
         return rows[:, 1:]
 
     def __call__(self, rows: Int[Array, "B W"], keys: Key[Array, "B"]) -> Example:
@@ -54,9 +54,9 @@ class Causal:
 class Masked:
     """Some tokens are predicted from all the others (BERT, arXiv 1810.04805, section 3.1).
 
-    A share `mask_rate` of the tokens is chosen, the same number in each row. Of those a share `mask_share` is replaced
-    by the mask token, a share `random_share` by any token of the text's vocabulary, and the rest is kept. The paper has
-    0.15, 0.8 and 0.1.
+    A share `mask_rate` of the tokens is chosen, the same number in each row. Each chosen token is replaced by the mask
+    token with probability `mask_share`, by a random token of the text's vocabulary with probability `random_share`, and
+    kept otherwise. The paper uses 0.15, 0.8 and 0.1.
     """
 
     causal = False
@@ -75,7 +75,7 @@ class Masked:
         self.vocabulary = vocabulary + 1  # the last is the mask token
 
     def targets(self, rows: Int[Array, "B W"]) -> Int[Array, "B T"]:
-        """Return the entry at the same place."""
+        """Return the entry at the place of each input."""
         return rows[:, :-1]
 
     def __call__(self, rows: Int[Array, "B W"], keys: Key[Array, "B"]) -> Example:

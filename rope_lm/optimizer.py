@@ -1,4 +1,4 @@
-"""Optimizers, and the shapes of the learning rate over a run."""
+"""Optimizers and learning-rate schedules."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -36,7 +36,7 @@ SCHEDULES: dict[str, Callable[[Float[Array, ""], float], Float[Array, ""]]] = {
 
 
 class Optimizer(NamedTuple):
-    """A gradient transformation and a schedule, separate because members of an ensemble differ in their peak rate."""
+    """A gradient transformation and a schedule. They are separate because members may have different peak rates."""
 
     transform: optax.GradientTransformation  # gradient -> direction of descent
     schedule: Schedule
@@ -61,9 +61,9 @@ def adamw(
 ) -> Optimizer:
     """Build AdamW: global-norm clipping, Adam (arXiv 1412.6980) and decoupled weight decay (arXiv 1711.05101).
 
-    `learning_rate`: peaks, one member of the ensemble per seed and peak. `warmup`: fraction of `steps`; `cooldown`:
-    fraction of the steps after the warm-up. `decays(params)`: a tree that is True for the parameters that decay. Raises
-    Refusal for values out of range.
+    `learning_rate`: peak rates; the ensemble has a member for each pair of seed and peak. `warmup`: fraction of
+    `steps`. `cooldown`: fraction of the steps after the warm-up. `decays(params)`: a tree that is True for parameters
+    with weight decay. Raises Refusal for values out of range.
     """
     fractions = {"warmup": warmup, "cooldown": cooldown, "b1": b1, "b2": b2}
     for name, value in fractions.items():

@@ -91,16 +91,16 @@ class Plan:
         return compiled
 
     def check_state(self) -> None:
-        """Raise Refusal if a device has too little memory for the state of training, before anything compiles.
+        """Raise Refusal if a device has too little memory for the training state, before anything compiles.
 
-        Counted are parameters, moments and the gradients of one member: no program can need less.
+        The estimate is a lower bound: parameters, moments and the gradients of one member.
         """
         state = self.program.abstract
         needs = _bytes(state) + _bytes(state.params) // len(self.members)
         self._check_memory("the state of training", needs, self.smaller("model.width or model.layers"))
 
     def smaller(self, keys: str = "") -> str:
-        """Return what to change in the config so that training needs less memory; `keys` are those to lower."""
+        """Return advice on how to change the config so that training needs less memory; `keys` are those to lower."""
         keys = keys or f"data.batch ({self.data.batch}) or data.length ({self.data.length})"
         fewer = f"train fewer than {len(self.members)} members at once, " if len(self.members) > 1 else ""
         return f"lower {keys}, raise optimizer.accumulation_steps, {fewer}or shard over more devices with mesh.fsdp"
@@ -113,9 +113,9 @@ class Plan:
 
 
 def plan(config: Mapping[str, Any], deterministic: bool = False) -> Plan:
-    """Return the plan of a run on the devices that are here; nothing compiles.
+    """Return the plan of a run on the available devices, compiling nothing.
 
-    Raises Refusal for a mistake in the config, and if the state of training alone needs more memory than a device has.
+    Raises Refusal for a mistake in the config, and if the training state alone needs more memory than a device has.
     """
     planned = draft(config, deterministic)
     planned.check_state()
@@ -123,7 +123,7 @@ def plan(config: Mapping[str, Any], deterministic: bool = False) -> Plan:
 
 
 def draft(config: Mapping[str, Any], deterministic: bool = False) -> Plan:
-    """Check the whole config, prepare its text and build its program. Raises Refusal for everything but memory."""
+    """Return a plan without checking memory. Raises Refusal for a mistake in the config."""
     for key in config:
         if key not in (*TOP, *SECTIONS):
             raise unknown("key in the config", key, (*TOP, *SECTIONS))

@@ -44,7 +44,7 @@ def contiguous(length: int, start: int | Int[Array, ""] = 0) -> Positions:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class View:
-    """Which queries meet which keys. Kernels ask for parts of it; encodings never know that they see a part."""
+    """Positions of queries and keys in attention. Kernels cut a view into parts; to an encoding each part is a view."""
 
     q: Positions
     k: Positions
@@ -76,10 +76,10 @@ class View:
 
     @property
     def distances(self) -> range | None:
-        """Distances between queries and keys as `kernels.shift.shifted` takes them, farthest first.
+        """Distances between queries and keys in the order that `kernels.shift.shifted` expects: farthest first.
 
-        They begin one beyond the farthest. A causal view leaves out distances to keys that no query sees. None if the
-        rows are not known to be contiguous.
+        They begin one beyond the farthest, as its reshaping requires. A causal view leaves out distances to keys that
+        no query sees. None if the rows are not known to be contiguous.
         """
         if self.q.start is None or self.k.start is None:
             return None

@@ -1,4 +1,4 @@
-"""Accuracy of a run that was trained on a probe, by the distance to the place of the answer."""
+"""Accuracy of a run that was trained on a probe, by the distance to the token that the answer repeats."""
 
 from pathlib import Path
 from typing import Any

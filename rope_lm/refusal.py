@@ -1,4 +1,4 @@
-"""Refusals: one-line answers to a user's mistake, given before anything compiles."""
+"""Refusals: one-line errors for mistakes that a user can correct, raised before anything compiles."""
 
 import difflib
 from collections.abc import Iterable

@@ -1,7 +1,7 @@
 """A run directory: how its files are written, read back and locked.
 
     config.json      the whole config
-    manifest.json    the command, code and machine, the data, and one segment for each time the run began or went on
+    manifest.json    the command, code, machine and data, and one segment for each time the run was started or resumed
     status.json      how the run ended, and the last step that was saved
     metrics.jsonl    one row per split, member and step
     documents.json   the loss of each validation document at the last evaluation
@@ -9,7 +9,7 @@
     checkpoints/     the newest checkpoints (rope_lm/checkpoint.py)
     .lock            held by the process that trains
 
-Files of earlier versions are read under today's names (rope_lm/migrate.py).
+Files of earlier versions are read with current names (rope_lm/migrate.py).
 """
 
 import datetime
@@ -87,9 +87,9 @@ class RunDirectory:
         return status.get("saved", status["step"])  # earlier versions did not record it
 
     def begin(self, step: int, diverged: Mapping[str, int]) -> None:
-        """Record that the run begins at `step` or goes on from there: a new segment, and status "running".
+        """Record that the run starts or resumes at `step`: add a segment, and set the status to "running".
 
-        `diverged` maps the numbers of the members that are lost already to the steps at which they diverged.
+        `diverged` maps the numbers of members that have already diverged to the steps at which they did.
         """
         before = migrate.manifest(read_json(self.workdir / "manifest.json") or {})
         config = migrate.config(read_json(self.workdir / "config.json") or self.config)
@@ -128,7 +128,7 @@ class RunDirectory:
             )
 
     def note_saved(self, step: int) -> None:
-        """Record that the checkpoint of `step` is whole on disk, so that a run that is killed was saved there."""
+        """Record that the checkpoint of `step` is complete on disk, so that this is known even if the run is killed."""
         write_json(self.workdir / "status.json", {**(self.status or {}), "saved": step})
 
     def update(self, fields: Mapping[str, Any]) -> None:
@@ -137,7 +137,7 @@ class RunDirectory:
         write_json(self.workdir / "manifest.json", self.manifest)
 
     def finish(self, status: str, why: str, step: int, diverged: Mapping[str, int]) -> dict[str, Any]:
-        """Write how the run ended, and return it; on a full disk it is only returned, so that the cause is reported."""
+        """Write how the run ended, and return it. A full disk raises nothing here, so that the cause stays visible."""
         try:
             return self._write_status(status, why, step, diverged, self.saved)
         except OSError as error:
@@ -186,13 +186,13 @@ def present(workdir: Path, status: dict[str, Any]) -> dict[str, Any]:
             return {
                 **status,
                 "status": "lost",
-                "why": "its process is gone; the same command goes on from its last save",
+                "why": "its process is gone; the same command resumes from its last save",
             }
     return status
 
 
 def read(workdir: Path) -> tuple[Any, Any, Any]:
-    """Return the config, manifest and status of a run with today's names; None for a file that is missing.
+    """Return the config, manifest and status of a run with current names; None for a file that is missing.
 
     Raises Refusal for a file that is not JSON.
     """
@@ -210,7 +210,7 @@ def differences(a: Any, b: Any, at: str = "") -> list[tuple[str, Any, Any]]:
 
 
 def append(path: Path, text: str) -> None:
-    """Append the whole text to a file or, if the disk is full, none of it. Raises OSError then."""
+    """Append text to a file, all of it or nothing. Raises OSError if the disk is full."""
     with open(path, "ab", buffering=0) as file:
         size, rest = file.tell(), text.encode()
         try:
@@ -224,7 +224,7 @@ def append(path: Path, text: str) -> None:
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a metrics.jsonl; none if there is no file. Raises Refusal for a damaged line.
 
-    A last line without an end is not a row: a process is writing it, or was killed while it did.
+    A last line without a newline is ignored: a process is still writing it, or was killed while writing it.
     """
     if not path.exists():
         return []
@@ -255,7 +255,7 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write the whole JSON file or none of it, and return when it is on disk."""
+    """Write a JSON file atomically, and return once it is on disk."""
     partial = path.with_name(path.name + ".partial")
     try:
         with open(partial, "w", encoding="utf-8") as file:
@@ -270,7 +270,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def holder(workdir: Path) -> str | None:
-    """Return which process is training in `workdir`; None if none is. Raises Refusal if files cannot be locked."""
+    """Return the name of the process training in `workdir`; None if none is. Raises Refusal if locks do not work."""
     path = workdir / ".lock"
     try:
         with open(path, "r+", encoding="utf-8") as lock:
@@ -283,7 +283,7 @@ def holder(workdir: Path) -> str | None:
 
 
 def _lock_or_holder(lock: TextIO, how: int) -> str | None:
-    """Lock the file, or return who holds it. The operating system releases a lock when its holder ends in any way.
+    """Lock the file and return None, or return who holds it. The system releases a lock when its holder ends.
 
     NFS gives an exclusive lock only on a file open for writing, and a shared one only on a file open for reading.
     """

@@ -28,7 +28,7 @@ RULES: dict[str, str | tuple[str, ...]] = {
 def make(member: int, data: int, fsdp: int, tensor: int) -> Mesh:
     """Return a mesh over this process's devices. One axis may be -1: it takes the devices that the others leave.
 
-    Raises Refusal if the sizes do not multiply to a number of devices that is there.
+    Raises Refusal if the product of the sizes does not match the available devices.
     """
     sizes, devices = [member, data, fsdp, tensor], environment.devices()
     count = len(devices)
@@ -67,8 +67,8 @@ def stream(mesh: Mesh) -> NamedSharding | None:
 def on_each(mesh: Mesh, function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     """Compute `function(whole, rows)`, which returns sums over its rows, on each device for that device's rows.
 
-    `rows` are arrays [B ...]. Devices then sum their results once at the end; XLA would sum in every piece, and
-    wherever `whole` is broadcast over rows. On a mesh that splits more than rows it is `function` itself.
+    `rows` are arrays [B ...]. Results are summed over devices once, at the end; left to itself, XLA would sum in every
+    piece, and wherever `whole` is broadcast over rows. If the mesh splits more than rows, return `function` unchanged.
     """
     if not splits_rows_only(mesh):
         return function
@@ -80,7 +80,7 @@ def on_each(mesh: Mesh, function: Callable[[Any, Any], Any]) -> Callable[[Any, A
 
 
 def in_pieces(function: Callable[[Any, Any], Any], count: int) -> Callable[[Any, Any], Any]:
-    """Compute `function(whole, rows)`, which returns sums over its rows, in `count` pieces one after another."""
+    """Compute `function(whole, rows)`, which returns sums over its rows, on `count` pieces of the rows in turn."""
     if count == 1:
         return function
     once = jax.jit(function, inline=True)  # traced once, for its shapes and for its values

@@ -11,9 +11,9 @@ STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIG
 
 
 def answer(handle: Callable[[int], object]) -> dict[int, Any]:
-    """Call `handle` with the number of each signal in STOP that comes; return the handlers that were there before.
+    """Install `handle`, called with the signal's number, for every signal in STOP; return the previous handlers.
 
-    Under nohup SIGHUP stays ignored.
+    SIGHUP stays ignored if it was, as under nohup.
     """
     before: dict[int, Any] = {}
     for number in STOP:
@@ -24,7 +24,7 @@ def answer(handle: Callable[[int], object]) -> dict[int, Any]:
 
 @contextmanager
 def answered(handle: Callable[[int], object]) -> Iterator[None]:
-    """Call `handle` with the number of each signal in STOP that comes while the context lasts."""
+    """Install `handle` as `answer` does, within a context."""
     before = answer(handle)
     try:
         yield

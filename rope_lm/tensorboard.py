@@ -13,9 +13,9 @@ from tensorboardX.summary import scalar
 class EventFile:
     """One event file of a folder.
 
-    TensorBoard hides the points of earlier files from step `purge` on, which this file repeats. The calling thread
-    writes: tensorboardX's own writer uses a thread and a queue, and on a full disk its caller blocks forever. Raises
-    OSError when an event does not fit on the disk.
+    From step `purge` on, TensorBoard hides the points of earlier files, because this file has those steps again. Events
+    are written in the calling thread, because tensorboardX's own writer uses a queue, and blocks its caller forever on
+    a full disk. Raises OSError when an event does not fit on the disk.
     """
 
     def __init__(self, folder: Path, segment: int, purge: int):

@@ -1,4 +1,4 @@
-"""Step times: a compiled step that can be called over and over, and rounds in which programs take turns."""
+"""Step times: a compiled step that can be called repeatedly, and rounds in which programs take turns."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ Key = TypeVar("Key")
 
 
 class Stepper:
-    """A compiled training step with a state and the first batch, called over and over."""
+    """A compiled training step, with a state and one batch that every call reuses."""
 
     def __init__(self, plan: Plan):
         self.plan, self.state = plan, initial(plan)
@@ -31,7 +31,7 @@ class Stepper:
 
 
 def rounds_of(calls: Mapping[Key, Callable[[], Any]], rounds: int) -> dict[Key, np.ndarray]:
-    """Return the seconds [rounds] of each call over rounds A B C A B C, after one that warms up.
+    """Return the seconds [rounds] of each call, made in turn (A B C A B C ...) after a warm-up round.
 
     Taking turns lets a noisy machine affect all calls alike.
     """
@@ -46,5 +46,5 @@ def _seconds(call: Callable[[], Any]) -> float:
 
 
 def seconds_per_step(plan: Plan) -> float:
-    """Return the median time of five steps of all members, without compilation and after a first step."""
+    """Return the median time of five steps, after compilation and a warm-up. A step updates all members."""
     return float(np.median(rounds_of({"step": Stepper(plan)}, rounds=5)["step"]))

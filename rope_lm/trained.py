@@ -1,4 +1,4 @@
-"""Trained runs, opened for use: models with the parameters of a run's newest whole checkpoint."""
+"""Trained runs as models, with the parameters of the newest undamaged checkpoint."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -59,9 +59,9 @@ def read(workdir: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def text(workdir: Path, rows: int, multiple: int = 1) -> np.ndarray:
-    """Return int32 [rows, multiple * T + 1]: pieces of a run's validation text, evenly spread.
+    """Return int32 [rows, multiple * T + 1]: rows spread evenly over a run's validation text.
 
-    Raises Refusal if the text here is not that of the run, or has fewer such pieces.
+    Raises Refusal if the text here is not that of the run, or has fewer such rows.
     """
     config, manifest = read(workdir)
     section = {**config["data"], "length": config["data"]["length"] * multiple, "validation_rows": rows, "batch": 1}
@@ -77,7 +77,7 @@ def text(workdir: Path, rows: int, multiple: int = 1) -> np.ndarray:
 
 
 def over_rows(function: Callable[[Transformer, Any], Any], model: Transformer, rows: np.ndarray) -> np.ndarray:
-    """Apply a jittable function of a model and some rows to all rows, one group at a time."""
+    """Apply a jittable function of a model and rows to all rows, in groups of at most TOKENS tokens."""
     graph, state = nnx.split(model)
     size = max(1, TOKENS // rows.shape[1])
     groups = (jnp.asarray(rows[start : start + size]) for start in range(0, len(rows), size))
@@ -92,10 +92,10 @@ def _call(function: Callable, graph: nnx.GraphDef, state: nnx.State, rows: jax.A
 def load(workdir: Path, position: Mapping[str, Any] | None = None, length: int | None = None) -> Trained:
     """Open the run in `workdir` for rows of `length` tokens; None for the trained length.
 
-    `position`: config row of another encoding with the same parameters, applied without training (yarn to a rotary run,
-    say); None for the run's own. Reads the run directory alone: the text and the devices of training need not be there.
-    Raises Refusal if there is no run or no whole checkpoint, for parameters of another architecture, and for rows
-    longer than the encoding can encode.
+    `position`: config row of another encoding with the same parameters, to use without training (such as yarn for a
+    rotary run); None for the run's own. Only the run directory is read: neither the text nor the devices of training
+    are needed. Raises Refusal if there is no run or no undamaged checkpoint, for parameters of another architecture,
+    and for rows longer than the encoding can encode.
     """
     config, manifest = read(workdir)
     model = {**config["model"], "position": dict(position or config["model"]["position"])}

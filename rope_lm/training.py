@@ -1,4 +1,4 @@
-"""Training state, and the pure functions on it. The members of an ensemble are one program, by `jax.vmap`.
+"""The training state, and pure functions on it. One program trains all members of an ensemble (`over_members`).
 
 Dimensions: M members, B rows of a batch, W = T + 1 tokens of a row, R rows of an evaluation, G documents.
 """
@@ -51,14 +51,14 @@ class Metrics(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Documents:
-    """Documents of the rows of an evaluation."""
+    """The document that each target of an evaluation belongs to."""
 
     number: Any  # int32 [R, T]: of each target's document, from 0 to G - 1; a tracer or a placeholder too
     count: int = field(metadata={"static": True})  # G
 
 
 class Evaluation(NamedTuple):
-    """Totals of an evaluation, never means: summed they are the loss, elementwise the loss by position or document."""
+    """Sums over an evaluation, by position and by document. The loss is nats / tokens, summed or elementwise."""
 
     nats: Float[Array, "M T"]
     tokens: Float[Array, "T"]
@@ -119,7 +119,7 @@ STREAMS = ("params", "position", "features", "objective")
 
 
 def stream(seed: UInt[Array, ""], name: str) -> Key[Array, ""]:
-    """Return the random key of one of STREAMS. None depends on how often another was drawn from."""
+    """Return the random key of one of STREAMS. Drawing from one does not affect the others."""
     return jax.random.fold_in(jax.random.key(seed), STREAMS.index(name))
 
 
@@ -189,7 +189,7 @@ def untrained(spec: Spec, seed: UInt[Array, ""], step: Int[Array, ""]) -> dict[s
 def token_losses(
     spec: Spec, params: Any, untrained: Any, bias: Added | None, rows: Rows
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
-    """Return the weighted nats of every target, and the weights. `bias`: that of the model for contiguous rows."""
+    """Return the weighted nats of every target, and the weights. `bias`: the result of `shared_bias`."""
     example = spec.objective(*rows)
     logits, _ = merge(spec, params, untrained)(example.inputs, bias=bias)
     return objective.cross_entropy(logits, example.targets) * example.weights, example.weights
@@ -202,14 +202,14 @@ def shared_bias(spec: Spec, untrained: Any, params: Any) -> Added | None:
 
 
 class Given(NamedTuple):
-    """Values that the loss depends on but is not differentiated by."""
+    """Inputs of the loss that are not differentiated."""
 
     untrained: Any
     tokens: Float[Array, ""]  # of the whole batch, so that losses of pieces add up to the mean
 
 
 def loss(spec: Spec, params: Any, bias: Added | None, given: Given, rows: Rows) -> Float[Array, ""]:
-    """Return some rows' share of the mean nats per token of a batch."""
+    """Return the contribution of some rows to the mean nats per token of a batch."""
     return jnp.sum(token_losses(spec, params, given.untrained, bias, rows)[0]) / given.tokens
 
 
@@ -235,7 +235,7 @@ def gradients(
 
 
 def update(spec: Spec, member: State, nats: Float[Array, ""], grads: Any) -> tuple[State, Metrics]:
-    """Apply one member's gradient. A member whose loss or gradient is not finite keeps its last values for ever."""
+    """Apply one member's gradient. A member is frozen for good once its loss or gradient is not finite."""
     norm = optax.global_norm(grads)
     learning_rate = member.rate * spec.optimizer.schedule(member.step)
     direction, moments = spec.optimizer.transform.update(grads, member.moments, member.params)
@@ -292,7 +292,7 @@ def train_step(spec: Spec, state: State, rows: Int[Array, "M B W"]) -> tuple[Sta
 def evaluate(spec: Spec, state: State, rows: Int[Array, "R W"], documents: Documents) -> Evaluation:
     """Return every member's totals over some rows.
 
-    Random parts of the objective depend on the row's number alone: they are the same for every member and step.
+    Random choices of the objective depend only on a row's index, so they are the same for every member and step.
     """
     padding = ((0, -len(rows) % spec.batch), (0, 0))
     tokens, number = jnp.pad(rows, padding), jnp.pad(documents.number, padding)
@@ -360,7 +360,7 @@ def make(
 
 
 def _shardings(spec: Spec, abstract: State) -> State:
-    """Return a state's shardings: parameters by their axes, moments like their parameters, the rest by member."""
+    """Return a state's shardings: parameters and their moments by the parameters' axes, the rest by member."""
 
     def axes(path: tuple, variable: nnx.Variable) -> tuple[str, ...]:
         return ("member", *("layer",) * ("blocks" in path), *variable.axes)
@@ -378,5 +378,5 @@ def _shardings(spec: Spec, abstract: State) -> State:
 
 
 def metadata(model: Transformer, read: Callable[[tuple, nnx.Variable], Any]) -> dict[str, Any]:
-    """Return the tree of a model's parameters with `read(path, parameter)` in place of each."""
+    """Return the tree of a model's parameters with each replaced by `read(path, parameter)`."""
     return nnx.to_pure_dict(nnx.map_state(read, nnx.state(model, nnx.Param)))

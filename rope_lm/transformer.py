@@ -23,9 +23,10 @@ from rope_lm.settings import bind
 
 
 class Cached(NamedTuple):
-    """Keys, values and what the encoding remembers of past tokens, of one layer, or [L ...] of all layers.
+    """Keys, values and the encoding's memory of past tokens, for one layer, or [L ...] for all layers.
 
-    Keys are stored turned if the encoding turns each key alone and reads none of them unturned.
+    Keys are cached after `rotate` if the encoding rotates each key by its own position alone and has no `score`, which
+    would need them unrotated.
     """
 
     k: Float[Array, "*L B S N H"]
@@ -60,7 +61,7 @@ class Pass(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """The values that a layer hands back beside the residual stream."""
+    """The values that a layer returns besides the residual stream."""
 
     cached: Cached | None
     weights: Float[Array, "B N T S"] | None
@@ -68,7 +69,7 @@ class Kept(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """The way a platform runs the model. It changes results by rounding only."""
+    """Platform-dependent choices in running the model. They change results by rounding only."""
 
     unroll: bool = False  # write the layers one after another instead of as a loop
     stream: NamedSharding | None = None  # of the residual stream [B*T D]; None where the compiler decides
@@ -110,7 +111,7 @@ def full_precision(function: Callable) -> Callable:
 
 
 class Drawn(nnx.Variable):
-    """Random numbers of attention, which are not trained: [L F H]."""
+    """The random numbers that attention uses, [L F H]. They are not trained."""
 
 
 class Transformer(nnx.Module):
@@ -142,10 +143,10 @@ class Transformer(nnx.Module):
     ):
         """Build the model that the section `model` of a config describes.
 
-        `head_size`: components of a head; None for width / heads. `causal`: no token sees a token after it. `rngs` has
-        three streams: `params`; `position` for the encoding alone, so that every shared parameter of two arms starts
-        bit-identical for the same seed; and `features` for attention. Raises Refusal for values out of range, and for
-        an encoding and an attention that do not fit.
+        `head_size`: components of a head; None for width / heads. `causal`: True if no token sees a token after it.
+        `rngs` has three streams: `params`; `position` for the encoding alone, so that all other parameters start
+        bit-identical whatever the encoding; and `features` for attention. Raises Refusal for values out of range, and
+        for an encoding and an attention that do not fit together.
         """
         shape = check(width, heads, head_size, layers, causal)
         _check_numbers(hidden, embedding_scale, dtype, remat)
@@ -188,22 +189,22 @@ class Transformer(nnx.Module):
     ) -> tuple[Float[Array, "B T V"], Cache | None]:
         """Return logits in float32, and the cache with these tokens appended.
 
-        Without `positions` the rows are contiguous pieces of text, and attention needs no mask. `bias`: the value of
-        the method `bias` for these tokens and all that they see; None to compute it here.
+        Without `positions`, each row is one contiguous text from position 0. `bias`: the result of the method `bias`
+        for this call's view; None to compute it here.
         """
         x, cache, _ = self._layers(tokens, positions, cache, bias)
         return self._logits(x).astype(jnp.float32).reshape(*tokens.shape, -1), cache
 
     @full_precision
     def weights(self, tokens: Int[Array, "B T"]) -> Float[Array, "L B N T T"]:
-        """Return the weights with which every query attends to every key, in every layer, in contiguous rows."""
+        """Return the attention weights of every layer, for rows that are each one contiguous text."""
         _, _, weights = self._layers(tokens, None, None, None, weights=True)
         assert weights is not None
         return weights
 
     @full_precision
     def bias(self, view: View) -> Added | None:
-        """Return the bias of each part that attention computes. Rows with the same positions share it."""
+        """Return the encoding's bias for each part that attention computes. Rows with the same positions share it."""
         return _all_or_none([self.position.bias(view[part]) for part in self.attention.parts(view)])
 
     def _layers(
@@ -245,7 +246,7 @@ class Transformer(nnx.Module):
     def _attend(
         self, block: Block, position: PositionalEncoding, layer: Layer, shared: Pass, x: Float[Array, "R D"]
     ) -> tuple[Float[Array, "R _"], Kept]:
-        """Return the output of one layer's attention for its input x, with everything that positions do to it."""
+        """Return the output of one layer's attention for its input x, with every hook of the encoding applied."""
         q_positions, causal = shared.view.q, self.causal
         batch = len(x) // q_positions.length
         q, k, v = block.queries_keys_values(x, batch)
@@ -271,7 +272,7 @@ class Transformer(nnx.Module):
         return out.reshape(len(x), -1), Kept(cached, None)
 
     def _scores(self, position: PositionalEncoding, q: Array, k: Array, view: View, parts: list) -> Added | None:
-        """Return the encoding's `score` of each part; None if it has none, as cached keys may then be turned."""
+        """Return the encoding's `score` for each part. None if it has no score: then `k` may already be rotated."""
         if not self.has_score:
             return None
         # Queries are split, not sliced: the gradient of a split is one concatenation.

@@ -1,4 +1,4 @@
-"""Verification of a run directory: files are read again, checksums and batches are recomputed."""
+"""Verification of a run directory. Files are re-read, checksums and batches are recomputed."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,7 @@ TOLERANCE = 1e-4  # relative, between a loss by document and by position: two su
 
 
 class Finding(NamedTuple):
-    """One line about a run: an error if `wrong`, else a note."""
+    """A line about a run: an error if `wrong` is True, else a note."""
 
     wrong: bool
     text: str
@@ -25,9 +25,9 @@ class Finding(NamedTuple):
 def verify(workdir: Path) -> Iterator[Finding]:
     """Yield the errors in a run directory, and notes about it, as they are found.
 
-    Checked are checkpoints against their sha256, metrics for completeness, losses by document against the metrics, the
-    manifest against config, text and installed versions, and the consumed batches against the text. Raises Refusal if
-    there is no run.
+    Checks the checkpoints against their sha256, the metrics for missing rows, the losses by document against the
+    metrics, the manifest against config, text and installed versions, and the consumed batches against the text. Raises
+    Refusal if there is no run.
     """
     if not (workdir / "config.json").exists():
         raise Refusal(f"{str(workdir)!r} holds no run (no config.json in it): give the --workdir of a run or a sweep")
@@ -94,7 +94,7 @@ def _metrics(path: Path, config: Mapping, manifest: Mapping, status: Mapping) ->
 
 
 def _cadence(key: str, config: Mapping, manifest: Mapping, until: int) -> Iterator[int]:
-    """Yield the steps at which a run wrote rows. The interval may have changed where the run went on."""
+    """Yield the steps at which a run should have written rows. The interval may have changed when it was resumed."""
     every, end = config["every"][key], until
     for segment in reversed(manifest["segments"]):
         yield from (step for step in range(every, end + 1, every) if step > segment["step"])

@@ -1,6 +1,7 @@
-"""Sweeps and runs, read from run directories and from archives. Nothing in them is executed.
+"""Sweeps and runs, read from run directories and from archives. Files are read as plain data: no pickle, no eval.
 
-An archive is one small file (runs.json) with the runs behind a report; it is read as their directories are.
+An archive is the folder of a report. Its runs.json holds the runs behind the report and can be loaded in place of the
+run directories.
 """
 
 import math
@@ -40,10 +41,10 @@ def load(path: str | Path) -> Sweep:
 
 
 def load_all(path: str | Path) -> list[Sweep]:
-    """Return the sweep in a folder, or the sweeps of an archive, the folder of a report.
+    """Return the sweep in a folder of runs, or all sweeps of an archive.
 
-    The runs of an archive are in its runs.json. A learning-rate grid may also be given as a summary.json alone. Raises
-    Refusal if there is none, or if a file is damaged.
+    A folder that holds only the summary.json of a learning-rate grid is accepted too, without its runs. Raises Refusal
+    if the folder holds no sweep, or if a file is damaged.
     """
     root = settings.path(path, str(path))
     if folders := sorted({config.parent for config in root.rglob("config.json")}):
@@ -62,7 +63,7 @@ def load_all(path: str | Path) -> list[Sweep]:
 
 
 def _run(folder: Path, root: Path, plan: Path) -> Run:
-    """Return the run in a folder of the sweep `root`. `plan` is its config, also if it was planned and never began."""
+    """Return the run in a folder of the sweep `root`. `plan` is its config file, which exists before the run begins."""
     arm = folder.relative_to(root).as_posix() if folder != root else folder.resolve().name
     config = _read(plan, "a run", ("steps", "data", "model", "optimizer"), None)
     manifest = _read(folder / "manifest.json", "a run", ("members",), {"members": []})
@@ -85,7 +86,7 @@ def _run(folder: Path, root: Path, plan: Path) -> Run:
 
 
 def _read(path: Path, writer: str, keys: Collection[str], missing: Any) -> Any:
-    """Return the object in a file, or `missing` if there is no file. Raises Refusal if it lacks one of the keys."""
+    """Return the JSON object in a file, or `missing` if there is no file. Raises Refusal if the object lacks a key."""
     if not path.exists():
         return missing
     value = read_json(path)
@@ -111,7 +112,7 @@ def _claims(root: Path) -> dict[str, dict[str, Any]]:
 def pack(sweeps: Sequence[Sweep]) -> dict[str, Any]:
     """Return an archive of the sweeps, comparisons and learning-rate grids alike.
 
-    Of each run it holds the config, the manifest, the validation curves, and what was measured afterwards: losses per
+    For each run it holds the config, the manifest, the validation curves and any later measurements: losses per
     document, losses beyond the trained length, attention by distance.
     """
     packed = [

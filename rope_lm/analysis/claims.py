@@ -18,7 +18,7 @@ RELATIONS = ("above", "within")
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim, and what the runs show about it. nan where it could not be tested."""
+    """A claim and the evidence on it. The numbers are nan if the claim could not be tested."""
 
     study: str
     name: str
@@ -79,7 +79,7 @@ def _judge(sweep: Sweep, name: str, claim: dict[str, Any]) -> Verdict:
 
 
 def _test(verdict: Verdict, found: Contrast) -> Verdict:
-    """Return the verdict from the interval of the outcome: for ratios, that of their logarithms."""
+    """Return the verdict that the outcome's interval supports. Ratios are judged on a log scale."""
     outcome, threshold, relation = (verdict.claim[key] for key in ("outcome", "threshold", "relation"))
     scale: Callable[[float], float] = float if outcome == "final" else math.log
     if outcome == "final":

@@ -42,9 +42,10 @@ class Contrast:
     """The treatment compared with one baseline, over the seeds that both have.
 
     There are two targets, fixed by a rule in advance. `median` is the baseline's median final validation loss. Half of
-    its own seeds do not reach it, so it gives a lower bound, which can support a claim but not refute it. `common` is
-    the loss that every seed of both arms reaches, where nothing is censored: it decides what the first cannot. Seeds
-    that diverged, or end at no finite loss, set neither target and are censored at both.
+    its own seeds do not reach it (they are censored), so the speed-up is a lower bound, which can support a claim but
+    not refute it. `common` is the highest final loss of any seed in both arms. Every seed reaches it, so nothing is
+    censored there and a claim can be refuted. Seeds that diverged, or whose final loss is not finite, set neither
+    target and are censored at both.
     """
 
     median: Costs
@@ -55,10 +56,11 @@ class Contrast:
     targets: list[float]  # of `profile`
 
     def judge(self, cost: str, threshold: float) -> Effect:
-        """Return the speed-up that decides whether it is above `threshold`, with that verdict.
+        """Return a verdict on whether the speed-up is above `threshold`, with the speed-up that decided it.
 
-        *Supported* is decided at the median target. *Refuted* is decided at the common one if the median gives a bound,
-        and so is *equivalent* (to one, within MARGIN): each has one look at the data.
+        *Supported* is decided at the median target. *Refuted* is decided there too, or at the common target if the
+        median gives only a bound. *Equivalent*, a speed-up within MARGIN of 1, is decided at the common target. So no
+        verdict is tested at both targets.
         """
         first, second = getattr(self.median, cost), getattr(self.common, cost)
         verdict = judge(first.low, first.high, threshold, first.bound)
@@ -78,7 +80,7 @@ class Contrast:
 
     @cached_property
     def profile(self) -> list[Effect]:
-        """The speed-ups in steps to a series of targets, the highest loss first."""
+        """The speed-ups in steps to a series of targets, from the highest loss to the lowest."""
         own, other = self.curves
         return [speedup(_crossings(own, target), _crossings(other, target), target) for target in self.targets]
 
@@ -143,7 +145,7 @@ class Comparison:
 
     @property
     def pairs(self) -> int:
-        """The most pairs of seeds that an arm was compared over."""
+        """The largest number of seed pairs in any of the contrasts."""
         return max((contrast.steps.n for _, contrast in self.tested), default=0)
 
 
@@ -161,7 +163,7 @@ def compare(sweep: Sweep, treatment: str) -> Comparison:
     runs = [run for run in sweep.runs if run.finished and run.curves]
     if len({run.objective for run in runs}) > 1:
         shown = ", ".join(f"{run.arm}: {run.objective}" for run in runs)
-        raise Refusal(f"the arms of {sweep.title} have different objectives ({shown}): their losses do not compare")
+        raise Refusal(f"the arms of {sweep.title} have different objectives ({shown}): their losses cannot be compared")
     unit = "nats per token"
     if len({str(run.manifest["data"]["fingerprint"].get("tokenizer")) for run in runs}) > 1:
         unit, runs = "bits per byte", [run.in_bits() for run in runs]
@@ -201,7 +203,7 @@ def _arm(run: Run, treated: Run | None, plain: Run | None, unit: str) -> Arm:
 def contrast(baseline: Run, treatment: Run) -> Contrast:
     """Return the treatment compared with the baseline, over the seeds that both have.
 
-    Raises Refusal if none of these seeds reaches a finite loss in both.
+    Raises Refusal if no seed ends at a finite loss in both.
     """
     if not (finite := paired(baseline, treatment)):
         raise Refusal(
@@ -237,13 +239,13 @@ def contrast(baseline: Run, treatment: Run) -> Contrast:
 
 
 def paired(baseline: Run, treatment: Run) -> list[tuple[Curve, Curve]]:
-    """Return the curves of each seed that reaches a finite loss in both runs."""
+    """Return the pair of curves of each seed that ends at a finite loss in both runs."""
     pairs = _pairs(baseline, treatment)
     return [(own, other) for own, other in pairs if math.isfinite(own.final) and math.isfinite(other.final)]
 
 
 def _pairs(baseline: Run, treatment: Run) -> list[tuple[Curve, Curve]]:
-    """Return the curves of each seed that both runs have."""
+    """Return the pair of curves of each seed that both runs have."""
     treated = {curve.seed: curve for curve in treatment.members.values()}
     return [(curve, treated[curve.seed]) for curve in baseline.members.values() if curve.seed in treated]
 
@@ -253,7 +255,7 @@ def _sides(pairs: Sequence[tuple[Curve, Curve]]) -> tuple[list[Curve], list[Curv
 
 
 def _itself(run: Run) -> Effect | None:
-    """Return the speed-up of the first half of a run's seeds over the second half, in pairs: it is truly 1."""
+    """Return the speed-up of the second half of a run's seeds over the first half, in pairs. Its true value is 1."""
     half = len(run.curves) // 2
     if not half:
         return None

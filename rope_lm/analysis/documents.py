@@ -1,4 +1,4 @@
-"""The tables in README.md and docs/: each is computed from an archive in results/ and stands between two markers.
+"""The tables in README.md and docs/, computed from the archives in results/ and kept between two markers.
 
 <!-- table: quick -->
 ...
@@ -52,7 +52,7 @@ def read(path: Path) -> Tree:
 
 
 def summary(path: Path) -> Tree:
-    """Return a report's summary.json, of whatever version, under today's keys."""
+    """Return a report's summary.json with current keys, whichever version wrote it."""
     return migrate.summary(read(path))
 
 
@@ -132,7 +132,7 @@ def rates(results: Path, *, archive: str) -> str:
 
 
 def longer(results: Path, *, archive: str, length: int, scaling: str) -> str:
-    """Tabulate the loss in text longer than the trained `length`, for arms as trained and rotary under a `scaling`."""
+    """Tabulate the loss in text longer than the trained `length`: all arms as trained, and rotary with a `scaling`."""
     arms = [arm for arm in summary(results / archive / "summary.json")["arms"] if arm["beyond"]]
     multiples = sorted({row["multiple"] for arm in arms for row in arm["beyond"]})
     rows = []
@@ -157,7 +157,10 @@ def encodings(results: Path) -> str:
 
 
 def encoding_table(report: Tree, benchmark: Tree, goldens: Tree, invariant: Mapping[str, bool]) -> str:
-    """Tabulate the encodings of `invariant`: each one's independent reference, cost, loss, and loss in longer text."""
+    """Tabulate each encoding's reference implementation, cost, loss, and loss in longer text.
+
+    `invariant` maps each encoding to True if shifting all positions changes nothing.
+    """
     arms = {arm["encoding"]: arm for arm in report["arms"]}
     costs = {row["encoding"]: row.get("overhead") for row in benchmark["rows"] if row["scale"] == "tiny"}
     sources = {golden["position"]["name"]: golden["source"] for golden in reversed(goldens["goldens"].values())}
@@ -220,7 +223,7 @@ def speeds(results: Path, *, path: str) -> str:
 
 
 def overheads(results: Path, *, path: str, scale: str) -> str:
-    """Tabulate what a benchmark measured of rotary alone: host, ensembles, depth, length."""
+    """Tabulate a benchmark's measurements of rotary alone: host time, ensembles, depths, lengths."""
     found = read(results / path)[scale]
     rows = [
         ("the host waits for data", f"{100 * found['host']['data_wait_share']:.2f}% of the time"),

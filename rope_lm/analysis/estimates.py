@@ -59,7 +59,7 @@ class Effect(NamedTuple):
 
 
 def crossing(steps: np.ndarray, nats: np.ndarray, target: float) -> Crossing:
-    """Return when a curve is first at or below `target`, interpolated in log-steps between finite evaluations."""
+    """Return the step at which a curve first is at or below `target`, interpolated in log(step) between evaluations."""
     last, finite = float(steps[-1]), np.isfinite(nats)
     steps, nats = steps[finite], nats[finite]
     below = np.flatnonzero(nats <= target)
@@ -91,8 +91,8 @@ def _vary(values: Values) -> bool:
 def sign_flip(values: Values) -> float:
     """Return the exact two-sided p of the mean over all 2^n changes of sign; nan if a value is nan, or without values.
 
-    The p is at least 2^(1-n), and k times that after correction over k comparisons: below 0.05 takes six pairs for one
-    comparison and eight for four or five. Beyond 16 pairs 2^16 random changes stand for all.
+    The p is at least 2^(1-n), and k times that after correction over k comparisons. To be below 0.05 it needs six pairs
+    for one comparison, and eight for four or five. Beyond 16 pairs, 2^16 random sign changes are used instead of all.
     """
     values = np.asarray(values, float)
     if not len(values) or np.isnan(values).any():
@@ -136,7 +136,7 @@ def speedup(baseline: Sequence[Crossing], treatment: Sequence[Crossing], target:
     """Return the treatment's speed-up over the baseline from paired crossings of one target.
 
     A censored baseline makes a pair's ratio a lower bound, which is conservative. A censored treatment makes it an
-    upper bound, which supports nothing. If both are censored, the pair's ratio is unknown.
+    upper bound, which cannot support a claim. If both are censored, the pair's ratio is unknown.
     """
     pairs = list(zip(baseline, treatment, strict=True))
     logs = [math.log(b.steps / t.steps) for b, t in pairs]
@@ -150,7 +150,7 @@ def speedup(baseline: Sequence[Crossing], treatment: Sequence[Crossing], target:
 def judge(low: float, high: float, threshold: float, bound: str) -> str:
     """Return whether an interval shows a value above `threshold`: supported, refuted or inconclusive.
 
-    A lower bound can support and not refute; an upper bound can refute and not support.
+    A lower bound can support but not refute; an upper bound can refute but not support.
     """
     if low > threshold and bound in ("", "lower"):
         return "supported"

@@ -1,4 +1,4 @@
-"""Differences that make a comparison unfair, in words. Each is marked on the page; none is hidden."""
+"""Differences that make a comparison unfair, in words. The page shows all of them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -24,13 +24,13 @@ FACTS = (
 SHARED = ("commit", "diff", "device", "versions", "environment")
 # Entries of a config that the best learning rate depends on and that do not differ between settings.
 TUNED_FOR = ("steps", "data.name", "data.tokenizer", "data.length", "data.batch", "optimizer.schedule")
-LOST = "they count as never reaching a loss that they had not reached, and are left out of mean losses"
+LOST = "they count as never reaching any loss that they had not reached by then, and are left out of mean losses"
 CONSEQUENCES = {
     "seeds": " Only seeds that both arms have are compared. Seconds, which are those of all seeds together, are not.",
-    "fingerprint.tokenizer": " They are compared in bits per byte: nats per token of different tokens do not compare.",
+    "fingerprint.tokenizer": " They are compared in bits per byte: nats per token depend on the tokenizer.",
     "fingerprint.text": " They read different texts.",
     "optimizer.learning_rate": " An arm that was tuned on more learning rates has had more chances to do well.",
-    "objective.name": " Their losses do not compare, and are not compared.",
+    "objective.name": " Their losses cannot be compared, and are not.",
 }
 
 
@@ -70,7 +70,10 @@ def unfair(sweep: Sweep) -> list[str]:
 
 
 def _between(subject: str, groups: Mapping[str, Sequence[Run]]) -> list[str]:
-    """Return the facts in which groups of runs differ and should not. Differences within a group are told there."""
+    """Return a sentence for each fact in which groups of runs should not differ but do.
+
+    Each group is represented by its first run: `unfair` reports differences within a setting.
+    """
     facts: dict[str, dict[str, str]] = {}
     for name, runs in groups.items():
         for manifest in [run.manifest for run in runs if run.manifest.get("data")][:1]:
@@ -141,7 +144,7 @@ def _tuned_otherwise(sweeps: Sequence[Sweep]) -> list[str]:
 
 
 def _grouped(values: Mapping[str, str]) -> str:
-    """Return names by their value, names with equal values together."""
+    """Return the names grouped by value, as text: "a, b: 1; c: 2"."""
     groups: dict[str, list[str]] = {}
     for name, value in values.items():
         groups.setdefault(value, []).append(name)

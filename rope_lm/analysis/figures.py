@@ -85,7 +85,7 @@ def save(figure: Figure, path: Path) -> None:
 def drawn(
     size: tuple[float, float],
 ) -> Callable[[Callable[[Axes, *Arguments], None]], Callable[[*Arguments], Figure]]:
-    """Return a decorator that gives a function a pair of axes to draw on and returns the figure."""
+    """Return a decorator that gives a function an `Axes` to draw on and returns the figure."""
 
     def decorate(draw: Callable[[Axes, *Arguments], None]) -> Callable[[*Arguments], Figure]:
         @wraps(draw)
@@ -304,7 +304,7 @@ def _grow(axes: Axes, width: float, height: float) -> None:
 def beyond(axes: Axes, runs: Sequence[Run]) -> None:
     """Draw the loss against the length of the text that is read, in pieces that do not overlap.
 
-    Thin lines are rotary scaled at evaluation. A line ends at the length that its encoding cannot read.
+    Thin lines are rotary scaled at evaluation. A line ends at the longest text that its encoding can read.
     """
     lengths = set()
     for name, look, rows in _evaluated(runs):

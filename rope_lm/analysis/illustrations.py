@@ -28,7 +28,7 @@ def draw(figures: Mapping[str, Figure], folder: Path) -> None:
 
 
 def planes(vectors: np.ndarray, frequency: np.ndarray) -> Figure:
-    """Draw a vector of each plane as it stands at positions 0, 1, 2, ...
+    """Draw one vector in each plane, rotated to positions 0, 1, 2, ...
 
     Args:
       vectors: [T P 2], the two components of each of P planes at T positions.
@@ -68,7 +68,7 @@ def forms(matrix: np.ndarray, x: np.ndarray, cosine: np.ndarray, swapped: np.nda
 
     Args:
       matrix: [H H], the rotation.
-      x: [H], what is rotated.
+      x: [H], the vector to rotate.
       cosine: [H], the factor of x.
       swapped: [H], x with its halves exchanged, the second one negated.
       sine: [H], the factor of `swapped`.
@@ -119,12 +119,12 @@ def _word(axes: Axes, left: float, word: str, size: int) -> float:
 
 
 def scores(table: np.ndarray, distances: np.ndarray, shifted: Mapping[str, np.ndarray]) -> Figure:
-    """Draw the score of one query and one key wherever they stand.
+    """Draw the score of one query and one key at any pair of positions.
 
     Args:
       table: [T S], the score with the query at m and the key at n.
       distances: [D], tokens from the key to the query.
-      shifted: for each label the scores [D] at these distances, with the key somewhere else.
+      shifted: for each label the scores [D] at these distances, with the key at another position.
     """
     with matplotlib.rc_context(LOOK):
         figure = Figure(figsize=(8.4, 3.4))
@@ -143,12 +143,12 @@ def scores(table: np.ndarray, distances: np.ndarray, shifted: Mapping[str, np.nd
 
 
 def decay(distances: np.ndarray, bounds: Mapping[str, np.ndarray], window: int) -> Figure:
-    """Draw the bound on the score against the distance, and its mean over windows of so many tokens.
+    """Draw the bound on the score against the distance, and its mean over windows of `window` tokens.
 
     Args:
       distances: [D], tokens, from 0 on.
       bounds: for each label the bound at each distance [D], as a share of that at distance 0.
-      window: tokens; the first distance belongs to no window.
+      window: tokens. Windows start at distance 1.
     """
     with matplotlib.rc_context(LOOK):
         figure = Figure(figsize=(7.2, 3.4))

@@ -76,7 +76,7 @@ def paragraph(sweep: Sweep) -> str:
 
 
 def _facts(run: Run) -> dict[str, object]:
-    """Return the values in TEXT that one run knows."""
+    """Return the values that TEXT takes from a single run."""
     config, manifest, optimizer = run.config, run.manifest, run.config["optimizer"]
     device, name = manifest["device"], optimizer.get("name", "adamw")
     return {

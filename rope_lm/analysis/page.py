@@ -135,7 +135,7 @@ def _chapter(section: Section, drawings: list[tuple[str, str]]) -> Chapter:
 
 
 def _sentence(comparison: Comparison, arm: Arm, contrast: Contrast) -> str:
-    """Return the verdict over one baseline in words."""
+    """Return the verdict on one baseline in words."""
     s, treatment = contrast.steps, comparison.treatment
     end = {
         "supported": f"{treatment} converges faster than {arm.name}",

@@ -13,7 +13,7 @@ from rope_lm.analysis.summary import finite, summarize
 def write(findings: Findings, out: Path) -> dict[str, Any]:
     """Write the report into the folder `out` and return its summary.
 
-    With runs.json the folder is an archive: `load_all` reads it as it reads the runs, and its report is the same.
+    The folder is then an archive: `load_all` reads it in place of the runs, and a report on it is the same report.
     """
     out.mkdir(parents=True, exist_ok=True)
     drawings = dict(_draw(findings, out / "figures"))

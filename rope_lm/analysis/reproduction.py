@@ -17,8 +17,8 @@ class Row(NamedTuple):
 def check(summary: dict[str, Any], archived: dict[str, Any]) -> list[Row]:
     """Return rows for the arms, the order of their final losses, overlapping intervals, losses at step 0 and batches.
 
-    Two arms of a setting whose archived intervals overlap may end in either order. Another text (its fingerprint
-    differs, as it does between Python versions) gives other losses: then only the order is compared.
+    Two arms of a setting whose archived intervals overlap may end in either order. If the fingerprint of the text
+    differs, as it does between Python versions, losses differ too: then only the arms and their order are compared.
     """
     # Sweeps are named too if settings and arms do not identify an arm.
     several = any(len({_name(arm) for arm in side["arms"]}) < len(side["arms"]) for side in (summary, archived))

@@ -30,7 +30,7 @@ class Curve:
 
     @property
     def area(self) -> float:
-        """Mean loss over the steps, nats per token: the area under the finite part of the curve over its width."""
+        """Mean loss over the steps, nats per token: the area under the finite part of the curve, per step."""
         finite = np.isfinite(self.nats)
         return float(np.trapezoid(self.nats[finite], self.steps[finite]) / (self.steps[-1] - self.steps[0]))
 
@@ -53,12 +53,12 @@ class Run:
 
     @property
     def objective(self) -> str:
-        """causal or masked; runs older than the key are causal."""
+        """causal or masked. Runs from before this key existed are causal."""
         return self.config.get("objective", {"name": "causal"})["name"]
 
     @property
     def attention(self) -> str:
-        """softmax or performer; runs older than the key are softmax."""
+        """softmax or performer. Runs from before this key existed use softmax."""
         return self.config["model"].get("attention", {"name": "softmax"})["name"]
 
     @property
@@ -68,7 +68,7 @@ class Run:
 
     @property
     def steps(self) -> int:
-        """The budget, in steps."""
+        """The number of steps that the config asks for: the budget."""
         return self.config["steps"]
 
     @property
@@ -98,8 +98,8 @@ class Run:
     def members(self) -> dict[int, Curve]:
         """The curve of each member that has evaluations, by member number.
 
-        The curve of a member that diverged is continued to the budget without a loss: it never reaches a loss that it
-        had not reached by then.
+        The curve of a member that diverged is extended to the last step with nan, so losses that it had not reached
+        before it diverged count as never reached.
         """
         curves = {}
         evaluations = [row for row in self.rows if row["split"] == "validation"]
@@ -115,7 +115,7 @@ class Run:
 
     @property
     def batches(self) -> dict[str, str]:
-        """The sha256 over all batches consumed, by seed: equal for equal tokens in equal order."""
+        """The sha256 over all batches consumed, by seed. It is equal if and only if tokens and order are."""
         sums = self.manifest.get("batches", {}).get("sha256", [])
         members = [member for member in self.manifest["members"] if member["member"] < len(sums)]
         return {str(member["seed"]): sums[member["member"]] for member in members}
@@ -142,7 +142,7 @@ class Run:
 
     @property
     def budgets(self) -> list[tuple[int, int]]:
-        """The steps before and after each change of the budget. Schedules depend on the budget."""
+        """The old and the new number of steps for each change of the budget, on which schedules depend."""
         changes = [segment.get("changed", {}) for segment in self.manifest.get("segments", [])]
         return [(change["steps"][0], change["steps"][1]) for change in changes if "steps" in change]
 
@@ -210,7 +210,7 @@ class Sweep:
 
 
 def distinct(sweeps: Sequence[Sweep]) -> list[Sweep]:
-    """Return the sweeps with unique names: equal names are extended by their folders, and then by numbers.
+    """Return the sweeps with unique names. Equal names are told apart by their folders, and then by numbers.
 
     Raises Refusal if a folder is given twice.
     """
@@ -226,9 +226,10 @@ def distinct(sweeps: Sequence[Sweep]) -> list[Sweep]:
 
 
 def table(sweep: Sweep) -> list[dict[str, Any]]:
-    """Return one row per member that has evaluations, with its loss at the end.
+    """Return one row per member that ends at a finite loss.
 
-    `final_nats` is per token, `area` the mean loss over the steps, `seconds` those of training all members together.
+    `final_nats` is per token, `area` is the mean loss over the steps, and `seconds` is the time of training all members
+    of the run together.
     """
     return [
         {

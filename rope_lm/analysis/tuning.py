@@ -54,7 +54,10 @@ def _final(run: Run) -> float:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """The treatment's speed-up over one baseline at different learning rates. From tuning seeds: not a comparison."""
+    """The treatment's speed-up over one baseline at different learning rates.
+
+    It is measured on tuning seeds, so it is no substitute for a comparison.
+    """
 
     baseline: str
     learning_rates: list[float]

@@ -1,4 +1,4 @@
-"""The interface of attention: from queries, keys and values to outputs, once positions have acted on them."""
+"""The interface of attention: outputs from queries, keys and values that the encoding has already acted on."""
 
 from collections.abc import Callable
 
@@ -9,22 +9,22 @@ from rope_lm.kernels.softmax import WHOLE, Added
 from rope_lm.positional import Effects
 from rope_lm.positions import Part, View
 
-# What an encoding does to the features of queries and keys. One that does nothing returns the same arrays.
+# The `turn_features` of an encoding: features of queries and keys -> the same, rotated. Mostly the identity.
 Turn = Callable[
     [Float[Array, "B T N F"], Float[Array, "B S N F"]], tuple[Float[Array, "B T N F"], Float[Array, "B S N F"]]
 ]
 
 
 class Attention:
-    """One way to attend. It has no parameters; whatever is random in it is passed in (`draw`)."""
+    """One kind of attention. It has no parameters. Its random numbers, if any, come from `draw` and are passed in."""
 
     redraw: int = 0  # steps between draws of its random numbers; 0 if it has none
 
     def check(self, name: str, effects: Effects) -> None:
-        """Raise Refusal for the encoding `name` if it acts where this attention has no such place."""
+        """Raise Refusal if the encoding `name` acts on something that this attention lacks, such as logits."""
 
     def draw(self, key: jax.Array, layers: int, head_size: int) -> Float[Array, "L F H"] | None:
-        """Return its random numbers for every layer; None if it has none. `head_size` of queries and keys."""
+        """Return random numbers for every layer; None if none are needed. `head_size`: that of queries and keys."""
         return None
 
     def parts(self, view: View) -> list[Part]:
@@ -43,8 +43,9 @@ class Attention:
     ) -> Float[Array, "B T N E"]:
         """Return each query's weighted sum of the values of the keys that it sees (`View.visible`).
 
-        `added`: what positions add to the logits of each of `parts`. The output is named "product", so that it is kept
-        for the backward pass (`transformer.REMAT`).
+        `added`: biases and scores to add to the logits, one array for each of `parts`. `turn`: the encoding's
+        `turn_features`. `drawn`: one layer of `draw`. The output is named "product", so that it is kept for the
+        backward pass (`transformer.REMAT`).
         """
         raise NotImplementedError
 

@@ -22,8 +22,8 @@ def orthonormal(rows: Float[Array, "N H H"]) -> Float[Array, "N H H"]:
 
     Each projection is removed twice, which suffices (Giraud, Langou and Rozloznik 2005). The result is QR's Q,
     transposed, with a positive diagonal of R, so all directions are equally likely (Mezzadri 2007, arXiv
-    math-ph/0609050, section 5). `jnp.linalg.qr` is not used: several at once on a CPU wait for threads of the pool that
-    they run on, and with one device per core a step never ended.
+    math-ph/0609050, section 5). `jnp.linalg.qr` is not used, because it can deadlock on a CPU: several calls at once
+    wait for threads of the pool that they occupy themselves.
     """
 
     def straighten(i: Int[Array, ""], done: Float[Array, "N H H"]) -> Float[Array, "N H H"]:
@@ -60,7 +60,7 @@ def log_features(x: Float[Array, "B N T H"], drawn: Float[Array, "F H"], head_si
 def masked_sums(
     q: Float[Array, "B N T F"], k: Float[Array, "B N S F"], v: Float[Array, "B N S E"], mask: Bool[Array, "#B 1 T S"]
 ) -> Float[Array, "B N T E"]:
-    """Return the sum over visible keys j of (q_i k_j) v_j through the whole matrix, for packed and cached rows."""
+    """Return the sum over visible keys j of (q_i k_j) v_j, by the whole [T S] matrix, for packed and cached rows."""
     return (q @ k.swapaxes(2, 3) * mask) @ v
 
 
@@ -69,8 +69,8 @@ def causal_sums(
 ) -> Float[Array, "B N T E"]:
     """Return the sum over j <= i of (q_i k_j) v_j in time and memory linear in T.
 
-    Within blocks of queries through their matrix, before them by prefix sums of k v (arXiv 2009.14794, appendix B.1, in
-    blocks).
+    Keys in the query's own block are summed by the block's matrix, keys in earlier blocks by prefix sums of k v
+    (arXiv 2009.14794, appendix B.1, in blocks).
     """
     length = q.shape[2]
 
@@ -89,9 +89,9 @@ def causal_sums(
 class Performer(Attention):
     """FAVOR+ (arXiv 2009.14794): softmax's kernel by positive orthogonal random features, shared by a layer's heads.
 
-    `features` per head, drawn again every `redraw` steps as a function of the seed and the number of the draw;
-    `block`: tokens whose matrix is computed at once if attention is causal. An encoding turns the features of the
-    numerator; the denominator stays unturned (RoFormer, arXiv 2104.09864, Eq. 19). There are no logits to add to.
+    `features`: per head, redrawn every `redraw` steps from the seed and the number of the draw. `block`: tokens per
+    block of causal attention. An encoding may rotate the features in the numerator; the denominator is never rotated
+    (RoFormer, arXiv 2104.09864, Eq. 19). An encoding cannot add to logits, because there are none.
     """
 
     def __init__(self, features: int, redraw: int, block: int, *, head_size: int):
@@ -164,7 +164,7 @@ class Performer(Attention):
         turn: Turn,
         drawn: Float[Array, "F H"] | None,
     ) -> Float[Array, "B N T S"]:
-        # Attention is linear in its values: values that name their key gather the weights.
+        # Attention is linear in its values, so one-hot values (the identity matrix) return the weights.
         batch, keys, heads, _ = k.shape
         values = jnp.broadcast_to(jnp.eye(keys)[None, :, None], (batch, keys, heads, keys))
         return self(q, k, values, view, added, turn, drawn).swapaxes(1, 2)

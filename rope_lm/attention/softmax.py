@@ -13,8 +13,8 @@ from rope_lm.refusal import Refusal, unknown
 class Softmax(Attention):
     """softmax(q k / sqrt(H) + added) v (arXiv 1706.03762, section 3.2.1), H the model's head size.
 
-    `kernel`: a name in `kernels.softmax.KERNELS`; `execution.choose` decides what "auto" stands for. Raises Refusal for
-    another name.
+    `kernel`: a name in `kernels.softmax.KERNELS`. `execution.choose` replaces "auto" by one of them. Raises Refusal for
+    any other name.
     """
 
     def __init__(self, kernel: str, *, head_size: int):

@@ -1,4 +1,4 @@
-"""Text -> tokens -> rows -> batches. Nothing here knows the model."""
+"""Text -> tokens -> rows -> batches. Nothing here depends on the model."""
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field

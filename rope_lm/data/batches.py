@@ -14,7 +14,7 @@ from rope_lm.refusal import Refusal
 
 @runtime_checkable
 class Rows(Protocol):
-    """Rows of `length` + 1 tokens, by number."""
+    """Rows of `length` + 1 tokens, indexed by row number."""
 
     length: int
 
@@ -24,7 +24,7 @@ class Rows(Protocol):
 
 
 class Windows:
-    """Windows of `length` + 1 tokens, one every `length`, so that each token is a target once."""
+    """Windows of `length` + 1 tokens that start every `length` tokens, so that each token is a target once."""
 
     def __init__(self, tokens: UInt16[np.ndarray, "tokens"], length: int):
         self.tokens, self.length = tokens, length
@@ -53,7 +53,7 @@ EPOCH = 0x9E3779B9  # distance of two epochs' seeds: 2^32 by the golden ratio, w
 
 
 def check(rows: Rows, size: int) -> None:
-    """Raise Refusal if a batch has more rows than there are."""
+    """Raise Refusal if there are fewer rows than a batch needs."""
     if len(rows) < size:
         raise Refusal(
             f"the training text has {len(rows)} rows of {rows.length} tokens, a batch needs {size}: "
@@ -62,10 +62,10 @@ def check(rows: Rows, size: int) -> None:
 
 
 def draw(rows: Rows, size: int, seed: int, step: int) -> Int32[np.ndarray, "B W"]:
-    """Return the batch of a step: every row comes once in an epoch, in an order that (seed, epoch) alone decides.
+    """Return the batch of a step. Each epoch visits every row once, in an order fixed by (seed, epoch).
 
-    The first epoch is the one that Grain's `shuffle` and `batch` give. Those fetch one row at a time, and a fast
-    accelerator would wait for them.
+    The first epoch is the one that Grain's `shuffle` and `batch` give. They are not used, because they fetch one row at
+    a time, which would keep a fast accelerator waiting.
     """
 
     def number(place: int) -> int:
@@ -77,7 +77,7 @@ def draw(rows: Rows, size: int, seed: int, step: int) -> Int32[np.ndarray, "B W"
 
 
 def ensemble(rows: Rows, size: int, seeds: Sequence[int], start: int, stop: int) -> Generator[Batch, None, None]:
-    """Yield the batches of steps `start` to `stop` - 1, read ahead by a thread. Members with one seed share a batch."""
+    """Yield the batches of steps `start` to `stop` - 1, prefetched by a thread. Members with equal seeds share one."""
 
     def read(step: int) -> Batch:
         drawn = {seed: draw(rows, size, seed, step) for seed in set(seeds)}
@@ -89,17 +89,17 @@ def ensemble(rows: Rows, size: int, seeds: Sequence[int], start: int, stop: int)
 
 
 def chain(consumed: Sequence[str], batch: Batch) -> list[str]:
-    """Return each member's chain of consumed batches, in hex, with one more batch.
+    """Return each member's hash chain of consumed batches, in hex, extended by one batch.
 
-    A link is the sha256 of the chain so far and the batch's digest. The chain starts as "" and is the same for two runs
-    if and only if they saw the same tokens in the same order.
+    The new hash is the sha256 of the old one followed by the batch's digest; the first is "". Two runs have the same
+    hash if and only if they saw the same tokens in the same order.
     """
     links = zip(consumed, batch.digests, strict=True)
     return [hashlib.sha256(bytes.fromhex(before) + digest).hexdigest() for before, digest in links]
 
 
 def spread(rows: Rows, count: int) -> Int[np.ndarray, "count"]:
-    """Return the numbers of `count` rows, evenly spread over all of them: always the same ones.
+    """Return the numbers of `count` rows spread evenly over all rows; the same ones on every call.
 
     Raises Refusal if there are fewer.
     """

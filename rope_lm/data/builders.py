@@ -22,7 +22,7 @@ from rope_lm.refusal import Refusal
 
 @dataclass(eq=False, kw_only=True)
 class Text(tfds.core.BuilderConfig):
-    """One state of a text, named by its fingerprint."""
+    """One version of a text, named by its fingerprint."""
 
     examples: Callable[[str, Any], Iterable[bytes]]  # split, path of the archive (None if there is none) -> texts
     archive: Archive | None = None
@@ -35,7 +35,7 @@ class _Texts:
 
     @property
     def url_infos(self) -> dict[str, UrlInfo]:
-        """The sum that TFDS checks and the file name that it looks for in its `manual_dir`."""
+        """The checksum that TFDS verifies, and the file name that it looks for in its `manual_dir`."""
         archives = filter(None, [self.builder_config.archive])
         return {archive.url: UrlInfo(archive.size, archive.sha256, Path(archive.url).name) for archive in archives}
 
@@ -63,8 +63,8 @@ class Enwik8(_Texts, tfds.core.GeneratorBasedBuilder):
 def prepare(kind: type[Stdlib | Enwik8], config: Text, folder: Path) -> Any:
     """Return a builder with its dataset prepared in `folder`.
 
-    Its archive is taken from `folder`/downloads/manual, or fetched. Raises Refusal for an archive with another sum, and
-    if there is none and its host cannot be reached.
+    Its archive is taken from `folder`/downloads/manual, or fetched. Raises Refusal if the archive's checksum is wrong,
+    and if there is no archive and its host cannot be reached.
     """
     with _quiet():
         builder = kind(config=config, data_dir=str(folder), file_format="array_record")

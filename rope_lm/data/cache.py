@@ -1,4 +1,4 @@
-"""Folders that are built once and kept: whole or not at all, by one process at a time."""
+"""Folders that are built once and kept. Each is built atomically, by one process at a time."""
 
 import fcntl
 import os
@@ -33,7 +33,7 @@ def prepare(cache: Path, name: str, intact: Callable[[Path], bool], build: Calla
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock. The operating system releases it when the process ends, even by SIGKILL."""
+    """Hold the folder's lock, which the operating system releases when the process ends, even by SIGKILL."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(folder.with_name(f"{folder.name}.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

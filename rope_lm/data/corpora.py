@@ -1,4 +1,4 @@
-"""The texts that `data.name` can name. A new one is a row of SOURCES and a function that opens it."""
+"""The texts that `data.name` can name. To add one, write a function that opens it and a row in SOURCES."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple

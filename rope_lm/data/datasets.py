@@ -146,7 +146,7 @@ def _prepared(name: str, builder: Any) -> tuple[Any, Any]:
 
 @contextmanager
 def _file_functions(builder: Any) -> Iterator[None]:
-    """Give a builder Python's file functions if TensorFlow is not installed: many use nothing else of it."""
+    """Give a builder Python's file functions if TensorFlow is not installed: many builders need nothing more."""
     module: Any = sys.modules[type(builder).__module__]
     if not hasattr(module, "tf") or importlib.util.find_spec("tensorflow") is not None:
         yield
@@ -160,7 +160,7 @@ def _file_functions(builder: Any) -> Iterator[None]:
 
 
 def _content(name: str, splits: list[Any]) -> str:
-    """Return the fingerprint of the record files that hold these splits: another text may have the same version."""
+    """Return the fingerprint of the record files of these splits: different texts may have the same TFDS version."""
     paths = sorted({Path(part.filename) for split in splits for part in split.file_instructions})
     try:
         return fingerprint([on_disk(path, path.name) for path in paths])

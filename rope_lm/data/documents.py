@@ -59,7 +59,7 @@ def on_disk(path: Path, name: str) -> File:
 
 
 def in_folder(root: Path, suffixes: tuple[str, ...], left_out: Callable[[str], bool]) -> list[File]:
-    """Return the files below `root` with these suffixes in any case, by name.
+    """Return the files below `root` with these suffixes, in upper or lower case, sorted by name.
 
     Folders for whose names `left_out` returns True are not read.
     """
@@ -123,12 +123,12 @@ def fingerprint(files: list[File]) -> str:
 
 
 def blocks(document: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the bytes of a document in blocks of at most 1 MiB. Where it is cut depends on the bytes, not the pieces.
+    """Yield the bytes of a document in blocks of at most 1 MiB, which do not depend on how `document` is cut.
 
-    A cut stands before a space or the end of a line that follows something else. Every tokenizer here begins a token
-    there, so the tokens are those of the whole document. There are two exceptions, in which tokens at a cut may differ
-    from those of the whole document, though they are the same each time: a MiB without such a place is cut between two
-    letters, and a SentencePiece model may have been trained to let its pieces reach beyond a space.
+    Each cut comes before a space or newline that follows no white space. Every tokenizer here begins a token there, so
+    the tokens are those of the whole document. There are two exceptions, in which the tokens at a cut may differ,
+    though they are always the same: a MiB without such a place is cut between two letters, and a SentencePiece model
+    may have been trained to let its pieces span spaces.
     """
     held = b""
     for piece in document:
@@ -161,5 +161,5 @@ def _end_of_line(file: File, at: int) -> int:
 
 
 def escaped(text: str) -> bytes:
-    """Return the bytes of a text or a file name, also those that are not UTF-8."""
+    """Return the original bytes of a text or a file name, including those that are not UTF-8."""
     return text.encode("utf-8", "surrogateescape")

@@ -22,7 +22,7 @@ def corpus(request: Request, archive: Archive = ENWIK8) -> Corpus:
     """Return the text in `archive`, one document per split, kept as a TFDS dataset.
 
     The splits are those in common use: 90, 5 and 5 million bytes (Al-Rfou et al., arXiv 1808.04444; Dai et al., arXiv
-    1901.02860). Reading them raises Refusal if the zip is missing and cannot be fetched, or is another one.
+    1901.02860). Reading them raises Refusal if the zip is missing and cannot be fetched, or has the wrong checksum.
     """
     folder = request.cache / "tfds"
 

@@ -51,12 +51,12 @@ def _files(path: Path) -> list[File]:
 
 
 def _is_tools(folder: str) -> bool:
-    """Return True for the name of a folder that programs fill: hidden (.git, .venv), of macOS's zips, of packages."""
+    """Return True for the name of a folder that people do not write in: hidden, of packages, or of macOS's zips."""
     return (folder.startswith(".") and folder != ".") or folder in ("__MACOSX", "site-packages", "node_modules")
 
 
 def _is_written(name: str) -> bool:
-    """Return False for a file in such a folder, and for ._a.txt, which macOS puts beside a.txt for its attributes."""
+    """Return False for a path in such a folder, and for ._a.txt, which macOS puts beside a.txt for its attributes."""
     *folders, file = name.split("/")
     return not file.startswith("._") and not any(map(_is_tools, folders))
 
@@ -97,7 +97,7 @@ def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
 
 
 def _checked(path: Path, file: File) -> File:
-    """Return the file with a `read` that raises Refusal where it meets what is not text."""
+    """Return the file with a `read` that raises Refusal when it meets bytes that are not text."""
 
     def read(start: int, stop: int) -> Iterator[bytes]:
         for piece in file.read(start, stop):

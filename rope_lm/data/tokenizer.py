@@ -1,6 +1,6 @@
-"""Text to tokens and back, exactly: decode(encode(text)) is text for every tokenizer, byte by byte.
+"""Text to tokens and back without loss: for every tokenizer, decode(encode(text)) == text, byte for byte.
 
-Otherwise bits per byte, the unit in which tokenizers are compared, would be about different bytes.
+Otherwise bits per byte, the unit in which tokenizers are compared, would refer to different bytes.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ TRAINED = 64 * 2**20  # bytes at the beginning of the training text that a BPE i
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """The interface of a tokenizer. `fingerprint` changes when any token would."""
+    """The interface of a tokenizer. Tokenizers that encode any text differently have different fingerprints."""
 
     vocabulary: int
     separator: int  # ends each document
@@ -41,7 +41,7 @@ class Tokenizer(Protocol):
         """Return the text, without separators."""
 
     def save(self, folder: Path) -> None:
-        """Write the tokenizer's file, if it has one, so that tokens can be read where its origin is missing."""
+        """Write the tokenizer's file, if it has one, so that tokens can be decoded on another machine."""
 
 
 class Bytes:
@@ -63,7 +63,7 @@ class Bytes:
 
 
 class _Subwords:
-    """The common half of BPE and SentencePiece: a model file, and a number for each of its pieces of text.
+    """The common part of BPE and SentencePiece: a model file, and one token for each of its pieces of text.
 
     The separator is one more token. Bytes that are not UTF-8, and letters in APART, are encoded byte by byte.
     """
@@ -93,7 +93,7 @@ class _Subwords:
         os.replace(partial, folder / self.FILE)
 
     def _check(self, given: str) -> None:
-        """Raise Refusal, naming the `given` model, if a text does not come back: odd ones, all bytes, all pieces."""
+        """Raise Refusal, naming the `given` model, if a text does not survive: odd ones, all bytes, all pieces."""
         for text in (b"a  b", b" \n\n\tc\r\n", ODD.encode(), bytes(range(256)), b" ".join(self._pieces)):
             try:
                 back = self.decode(self.encode(text))
@@ -145,9 +145,9 @@ class BPE(_Subwords):
 
     @classmethod
     def train(cls, text: Iterable[bytes], size: int) -> "BPE":
-        """Merge the most frequent pairs of `text` until there are `size` tokens; the same for the same text.
+        """Merge the most frequent pairs of `text` until there are `size` tokens. The result is deterministic.
 
-        Raises Refusal if there are fewer pairs that occur twice.
+        Raises Refusal if too few pairs occur twice.
         """
         from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
@@ -175,8 +175,8 @@ class SentencePiece(_Subwords):
     """A model trained with SentencePiece (Kudo and Richardson, arXiv 1808.06226).
 
     A model may change text before it encodes it: Unicode normalization, runs of spaces merged, a space put in front.
-    That is switched off, because bits per byte would be about another text. Text without a piece becomes bytes, if the
-    model was trained with byte_fallback.
+    That is switched off, because bits per byte would then refer to the changed text. Text without a piece is encoded as
+    bytes, if the model was trained with byte_fallback.
     """
 
     FILE = "tokenizer.model"
@@ -272,9 +272,9 @@ def make(name: str, corpus: Corpus, root: Path) -> Tokenizer:
 
 
 def load(name: str, folder: Path, fingerprint: str) -> Tokenizer:
-    """Return the tokenizer `name` from the file that its `save` wrote into `folder`, a run's.
+    """Return the tokenizer `name` from the file that its `save` wrote into a run directory, `folder`.
 
-    Raises Refusal if the file is missing, or is not the one with this fingerprint.
+    Raises Refusal if the file is missing, or has another fingerprint.
     """
     check(name)
     kind = name.partition(":")[0]

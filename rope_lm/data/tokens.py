@@ -1,4 +1,4 @@
-"""Documents to one memory-mapped file of tokens per split, kept by fingerprint."""
+"""Documents to one memory-mapped file of tokens per split, cached by fingerprint."""
 
 import hashlib
 import json
@@ -16,9 +16,7 @@ from rope_lm.data.documents import SPLITS, Corpus, blocks
 from rope_lm.data.tokenizer import Tokenizer
 
 DTYPE = np.dtype("<u2")
-HASHED = (
-    256 * 2**20
-)  # bytes: a file up to this size is hashed whenever it is opened, of a larger one the size is checked
+HASHED = 256 * 2**20  # bytes: files up to this size are hashed when opened; of larger ones only the size is checked
 
 
 class Tokens(NamedTuple):
@@ -31,7 +29,7 @@ class Tokens(NamedTuple):
 
 
 def prepare(corpus: Corpus, tokenizer: Tokenizer, root: Path) -> Tokens:
-    """Return the tokens of a corpus, from the cache at `root` or newly made. Safe in several processes at once.
+    """Return the tokens of a corpus, from the cache at `root` or newly encoded. Several processes may call it at once.
 
     Raises Refusal if the cache cannot be written.
     """

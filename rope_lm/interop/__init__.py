@@ -1,7 +1,6 @@
 """Models in the layouts of Hugging Face transformers (Llama, GPT-NeoX, GPT-2, RoFormer), without using that library.
 
-`load` returns a model with the same logits here, and `save` writes one with the same logits there. The goldens of
-tests/goldens check both.
+A loaded model gives the same logits here as in transformers, and so does a saved one there; tests/goldens checks both.
 """
 
 import math
@@ -36,11 +35,11 @@ class Model(NamedTuple):
 
 
 def load(folder: Path | str) -> Model:
-    """Return the model in a folder with config.json and model.safetensors, or several such files and their index.
+    """Return the model in a folder with config.json and model.safetensors, or several weight files and their index.
 
-    Keys of the section that the files do not decide (`dtype`, `remat`, the kernel) are as in configs/lm.py. Raises
-    Refusal for an architecture or an option without a counterpart here, and for tensors that are missing, unexpected or
-    of another shape than config.json says.
+    Keys of the section that the files do not determine (`dtype`, `remat`, the kernel) are as in configs/lm.py. Raises
+    Refusal for an architecture or an option without a counterpart here, and for tensors that are missing or unexpected,
+    or whose shape contradicts config.json.
     """
     folder = settings.path(str(folder), f"load({str(folder)!r})")
     config = files.read_config(folder)
@@ -66,14 +65,14 @@ def load(folder: Path | str) -> Model:
 def save(folder: Path | str, model: Model, coder: Tokenizer | None = None) -> str:
     """Write config.json and model.safetensors into a folder, and return the name of the architecture.
 
-    The tokenizer goes along in tokenizer.json and tokenizer_config.json, unless it is SentencePiece's.
-    Raises Refusal, and writes nothing, for a model without a layout and for a folder that holds a model already.
+    The tokenizer is written to tokenizer.json and tokenizer_config.json, unless it is a SentencePiece model. Raises
+    Refusal, and writes nothing, if no layout fits the model or the folder already holds one.
     """
     folder, section = settings.path(str(folder), f"save({str(folder)!r})"), model.section
     layout = _fitting(section, model.causal)
     flat = {path: np.asarray(x) for path, x in _flat(model.params).items()}
     if section["tied"]:
-        # They multiply with the table as it is. The scale that the table has here goes into the norm before it.
+        # Transformers uses a tied table unscaled. The factor that is applied here is folded into the norm before it.
         scale = np.float32(1 / (section["embedding_scale"] * math.sqrt(section["width"])))
         norm = "transform.norm." if section["block"]["transform"] else "norm."
         flat |= {path: scale * x for path, x in flat.items() if path.startswith(norm)}
@@ -91,7 +90,7 @@ def save(folder: Path | str, model: Model, coder: Tokenizer | None = None) -> st
 
 
 def make(model: Model) -> Transformer:
-    """Return the model to call."""
+    """Build the Transformer of a model, with its parameters."""
     graph, _ = nnx.split(shell(model), nnx.Param)
     return nnx.merge(graph, nnx.State(model.params))
 
@@ -102,7 +101,7 @@ def params(transformer: Transformer) -> dict[str, Any]:
 
 
 def shell(model: Model) -> Transformer:
-    """Return the model without its parameters. Raises Refusal for a section that does not fit `Transformer`."""
+    """Return the Transformer with shapes in place of parameters. Raises Refusal if the section does not fit it."""
     section = dict(model.section)
     shape = check(**{key: section[key] for key in ("width", "heads", "head_size", "layers")}, causal=model.causal)
     config = {"model": section, "optimizer": {"accumulation_steps": 1}, "data": {"batch": 1, "length": model.length}}
@@ -149,14 +148,14 @@ def _fitting(section: Mapping[str, Any], causal: bool) -> Layout:
 
 
 def _theirs(row: Tensor, shape: tuple[int, ...], layers: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yield the names and shapes of the tensors of a parameter of this shape."""
+    """Yield the names and shapes of the Hugging Face tensors that hold a parameter of this shape."""
     shapes = [x.shape for x in row.there(np.empty(shape[1:] if row.layered else shape, np.float32))]
     for layer in range(layers if row.layered else 1):
         yield from zip(row.names(layer), shapes, strict=True)
 
 
 def _ours(row: Tensor, tensors: Mapping[str, np.ndarray], layers: int) -> np.ndarray:
-    """Return a parameter from their tensors."""
+    """Return one of our parameters, from the Hugging Face tensors that hold it."""
     slices = [row.here([tensors[name] for name in row.names(i)]) for i in range(layers if row.layered else 1)]
     return np.stack(slices) if row.layered else slices[0]
 

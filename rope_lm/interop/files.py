@@ -18,7 +18,7 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Return config.json. Raises Refusal for a file that is missing or is no JSON object."""
+    """Return config.json. Raises Refusal if the file is missing or does not hold a JSON object."""
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -31,7 +31,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 def read_tensors(folder: Path, without: tuple[str, ...]) -> dict[str, np.ndarray]:
     """Return the tensors, in float32, whose names do not end in one of `without`.
 
-    Raises Refusal for a file that is missing or torn, and for numbers that are not floating point.
+    Raises Refusal if a file is missing or cut off, and for tensors that are not floating point.
     """
     found: dict[str, np.ndarray] = {}
     for path, listed in _weights(folder).items():
@@ -73,9 +73,9 @@ def _weights(folder: Path) -> dict[Path, set[str]]:
 
 
 def write(folder: Path, objects: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, np.ndarray]) -> None:
-    """Write the weights, then JSON objects by file name, the config last: a folder with a config.json is complete.
+    """Write the weights, then the JSON objects by file name, and config.json last, so a folder with one is complete.
 
-    Raises Refusal for a folder that holds a model already.
+    Raises Refusal if the folder already holds a model.
     """
     if any((folder / name).exists() for name in {CONFIG, WEIGHTS, INDEX, *objects}):
         raise Refusal(f"{str(folder)!r} holds a model already: give a folder that is not there yet")

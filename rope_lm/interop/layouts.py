@@ -1,7 +1,7 @@
 """The layouts of Hugging Face transformers: the config.json and the tensors of each kind of model.
 
-A layout turns a config.json into our model section, and back. A model of ours fits a layout if the config.json written
-for it reads as the same model again.
+A layout converts a config.json to our model section, and back. One of our models fits a layout if this round trip gives
+the same model. "Their" and "theirs" refer to transformers.
 """
 
 import math
@@ -17,7 +17,7 @@ from rope_lm.refusal import Refusal, unknown
 Config = dict[str, Any]
 Tensors = dict[str, np.ndarray]
 
-# Their activation -> our MLP. Of two that mean the same, the last is written.
+# Their activation -> our MLP. If two of theirs mean the same, the last is the one that is written.
 PLAIN = {"gelu": "gelu_exact", "gelu_pytorch_tanh": "gelu", "gelu_new": "gelu"}
 GATED = {"silu": "swiglu"}
 
@@ -53,7 +53,7 @@ SIZES = {
     "vocabulary": "vocab_size",
     "length": "max_position_embeddings",
 }
-# Options beside the object of rotary numbers, and the number that each of them gives too.
+# Options outside the object of rotary numbers -> the number in that object which they repeat.
 BESIDE = {
     "rope_theta": "rope_theta",
     "rotary_emb_base": "rope_theta",
@@ -87,9 +87,9 @@ class Layout:
     buffers: tuple[str, ...] = ()  # ends of the names of tensors that hold no parameter
 
     def complete(self, config: Config) -> Config:
-        """Return a config.json with every option.
+        """Return a config.json with defaults for the options that it omits.
 
-        Raises Refusal for an option without a counterpart here, and for one that two names give differently.
+        Raises Refusal for an option without a counterpart here, and for one that is given differently under two names.
         """
         for other, name in self.spellings.items():
             if config.get(other) is not None:
@@ -126,7 +126,7 @@ class Layout:
         }
 
     def write(self, section: Mapping[str, Any], vocabulary: int, length: int) -> Config:
-        """Return the config.json of a model of ours for texts of `length` tokens, as far as it has one."""
+        """Return the config.json that comes closest to one of our models, for texts of `length` tokens."""
         sizes = {**section, "vocabulary": vocabulary, "length": length}
         block, names = section["block"], {mlp: name for name, mlp in self.activations.items()}
         return {
@@ -150,7 +150,7 @@ class Layout:
         raise NotImplementedError
 
     def unlike(self, section: Mapping[str, Any], causal: bool) -> str | None:
-        """Return the first difference that this layout would make to a model of ours; None if it fits."""
+        """Return the first key that a round trip through this layout would change; None if the model fits."""
         again = self.read(self.complete(self.write(section, vocabulary=2, length=2)))
         before, after = (_flat({key: model[key] for key in ("position", "block")}) for model in (section, again))
         size = section["width"] // section["heads"]
@@ -163,7 +163,7 @@ class Layout:
         return None
 
     def tensors(self, section: Mapping[str, Any], paths: Iterable[str]) -> list[Tensor]:
-        """Return the place of each of our parameters, given by its path in our tree."""
+        """Return the `Tensor` of each of our parameters, which are given by their paths in our tree."""
         return [self._tensor(section, path) for path in paths]
 
     def _tensor(self, section: Mapping[str, Any], path: str) -> Tensor:
@@ -178,7 +178,7 @@ class Layout:
         return Tensor(path, theirs, outer_first, heads)
 
     def received(self, section: Config, tensors: Tensors) -> tuple[Config, Tensors]:
-        """Return the section and the tensors, under the names in `modules` and without those that are no parameters."""
+        """Return the section and the tensors of a file, renamed as in `modules` and reduced to parameters."""
         if not any(name.startswith(self.prefix) for name in tensors):
             tensors = {name if name.startswith(self.head) else self.prefix + name: x for name, x in tensors.items()}
         table, head = (f"{self.modules[module]}.weight" for module in ("embedding", "head"))
@@ -187,12 +187,12 @@ class Layout:
         return section, tensors
 
     def sent(self, config: Config, tensors: Tensors) -> Tensors:
-        """Return the tensors of a file: the parameters and all else that it must hold."""
+        """Return the tensors to write: the parameters, and whatever else transformers expects in the file."""
         return tensors
 
 
 class Turned(Layout):
-    """The common part of the layouts whose config.json describes a rotary encoding."""
+    """The common part of the layouts whose config.json describes a rotary encoding ("turned" heads)."""
 
     beside: ClassVar[Mapping[str, tuple[str, float]]]  # base and part -> the option beside the others, its default
     in_part: bool = False  # True if a part of each head may be turned
@@ -464,9 +464,9 @@ def _size(config: Mapping[str, Any], key: str) -> int:
 
 
 def _rope(config: Config, beside: Mapping[str, tuple[str, float]]) -> tuple[str, Config]:
-    """Return rope_type and its numbers, base and part of each head included, as transformers reads them.
+    """Return rope_type and its numbers, including the base and the rotated part of a head, as transformers reads them.
 
-    Raises Refusal if a number is given twice and differently: which one is read depends on the version of transformers.
+    Raises Refusal if a number is given twice with different values: versions of transformers disagree on which to read.
     """
     place, given = _rope_object(config)
     kind = str(given.pop("rope_type"))

@@ -1,4 +1,7 @@
-"""The places of our parameters in the tensors of another layout. Numbers are moved, never computed."""
+"""The places of our parameters in the tensors of Hugging Face transformers. Numbers are moved, never changed.
+
+"Ours" and "here" refer to rope_lm, "theirs" and "there" to transformers.
+"""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,9 +15,9 @@ Numbers = Float[np.ndarray, "..."]
 
 
 class Heads(NamedTuple):
-    """The order of the components of queries, keys and values on the axis that they share.
+    """The order of the components of queries, keys and values on the axis that they share in their tensors.
 
-    Ours is by head: q, k and v of one head, then those of the next.
+    In ours, q, k and v of one head come first, then those of the next head.
     """
 
     number: int
@@ -36,7 +39,7 @@ class Heads(NamedTuple):
         return (parts.swapaxes(-3, -2) if self.by_part else parts).reshape(ours.shape)
 
     def _places(self, size: int) -> np.ndarray:
-        """Return the place in their order of each component of a head in ours."""
+        """Return the index in their order of each component of a head in our order."""
         return np.arange(size) if self.pairing is None else order(self.pairing, size, self.turned)
 
     @staticmethod
@@ -47,7 +50,7 @@ class Heads(NamedTuple):
 
 @dataclass(frozen=True)
 class Tensor:
-    """One of our parameters (in one layer, if it is a layer's) and the tensors that hold it there."""
+    """One of our parameters (per layer, if every layer has it) and the tensors that hold it there."""
 
     ours: str  # the path in our tree, with dots
     theirs: tuple[str, ...]  # names, {} is the layer; several lie side by side on the output axis
@@ -56,7 +59,7 @@ class Tensor:
 
     @property
     def layered(self) -> bool:
-        """Return True if each layer has one."""
+        """True if every layer has this parameter."""
         return self.ours.startswith("blocks.")
 
     def names(self, layer: int) -> list[str]:
@@ -64,12 +67,12 @@ class Tensor:
         return [name.format(layer) for name in self.theirs]
 
     def here(self, theirs: list[Numbers]) -> Numbers:
-        """Return our parameter."""
+        """Return our parameter, from their tensors."""
         x = np.concatenate(theirs, axis=0 if self.outer_first else -1)
         x = x.T if self.outer_first else x
         return x if self.heads is None else self.heads.here(x)
 
     def there(self, ours: Numbers) -> list[Numbers]:
-        """Return their tensors."""
+        """Return their tensors, from our parameter."""
         x = ours if self.heads is None else self.heads.there(ours)
         return np.split(x.T if self.outer_first else x, len(self.theirs), axis=0 if self.outer_first else -1)

@@ -18,9 +18,9 @@ def linear_plain(x: Float[Array, "R D"], w: Float[Array, "D F"]) -> Float[Array,
 
 @jax.custom_vjp
 def linear(x: Float[Array, "R D"], w: Float[Array, "D F"]) -> Float[Array, "R F"]:
-    """Return x w. The gradient of a w with more rows than columns is computed transposed.
+    """Return x w. If w has more rows than columns, its gradient is computed as the transpose of g^T x.
 
-    A CPU copies the first array of a product, and the narrower of the two is then copied.
+    XLA copies the first array of a product on a CPU, and this order makes that the narrower one.
     """
     return linear_plain(x, w)
 
@@ -43,3 +43,28 @@ def _linear_backward(
 
 
 linear.defvjp(_linear_forward, _linear_backward)
+
+
+def repeated_plain(x: Float[Array, "*S"], rows: int) -> Float[Array, "B *S"]:
+    """Repeat x for each of B rows."""
+    return jnp.broadcast_to(x, (rows, *x.shape))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def repeated(x: Float[Array, "*S"], rows: int) -> Float[Array, "B *S"]:
+    """Repeat x for each of B rows; its gradient is summed over rows by a matrix product.
+
+    XLA's own sum over a leading axis is several times slower on a CPU.
+    """
+    return repeated_plain(x, rows)
+
+
+def _repeated_forward(x: Float[Array, "*S"], rows: int) -> tuple[Float[Array, "B *S"], None]:
+    return repeated_plain(x, rows), None
+
+
+def _repeated_backward(rows: int, _: None, g: Float[Array, "B *S"]) -> tuple[Float[Array, "*S"]]:
+    return (einsum("br,rs->bs", jnp.ones((1, rows), g.dtype), g.reshape(rows, -1)).reshape(g.shape[1:]),)
+
+
+repeated.defvjp(_repeated_forward, _repeated_backward)

@@ -1,4 +1,4 @@
-"""Values by distance, rearranged into values by pair of query and key."""
+"""Values given per distance, rearranged into one value per pair of query and key."""
 
 from functools import partial
 
@@ -13,8 +13,8 @@ from rope_lm.positions import View
 def shifted_plain(x: Float[Array, "*B T R"], keys: int) -> Float[Array, "*B T S"]:
     """Return x[..., t, s + T - t], the value of each pair of query t and key s.
 
-    The last axis of x lists the distances of each query, farthest first, from one beyond the distance of the last query
-    to the first key (`View.distances`). Pairs nearer than the nearest distance in x have no defined value.
+    The last axis of x has one entry per distance, in the order of `View.distances`: farthest first, starting one beyond
+    the distance from the last query to the first key. The value of a pair whose distance is not in x is undefined.
     """
     queries, distances = x.shape[-2:]
     at = jnp.arange(keys) + (queries - jnp.arange(queries))[:, None]
@@ -35,7 +35,7 @@ def _shifted_forward(x: Float[Array, "*B T R"], keys: int) -> tuple[Float[Array,
 
 
 def _shifted_backward(keys: int, distances: int, g: Float[Array, "*B T S"]) -> tuple[Float[Array, "*B T R"]]:
-    """Copy whole rows and mask. XLA's own gradient pads, and divides to find the place of every number."""
+    """Copy whole rows, then mask. XLA's own gradient pads, and computes the place of every number by a division."""
     *batch, queries, _ = g.shape
     # Filler is masked at the end. Zeros would make XLA pad again.
     if (short := distances - 1 - keys) > 0:
@@ -73,9 +73,9 @@ def by_distance_plain(
 def by_distance(
     q: Float[Array, "B T N H"], vectors: Float[Array, "N H R"], distances: range, view: View
 ) -> Float[Array, "B N T S"]:
-    """Compute `by_distance_plain` in contiguous rows: one product per distance, shifted to the key at that distance.
+    """Compute `by_distance_plain` for contiguous rows, with one product per distance instead of one per pair.
 
-    In a causal view, keys ahead of their query have no defined value. Other rows use the plain definition.
+    In a causal view the values of keys ahead of their query are undefined. Other rows use the plain definition.
     """
     wanted = view.distances
     if wanted is None:

@@ -1,7 +1,8 @@
 """Softmax attention over some parts of the matrix of logits, one kernel per platform.
 
-All compute softmax(q k * scale + added) v. `added`: what positions add to the logits, one array [#B N t s] in float32
-for each of `parts`, or None. Dimensions: B batch, T query length, S key length, N heads, H head size, E value size.
+All compute softmax(q k * scale + added) v. `added`: biases and scores that the encoding adds to the logits, one array
+[#B N t s] in float32 for each of `parts`, or None. Dimensions: B batch, T query length, S key length, N heads, H head
+size, E value size.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from rope_lm.kernels.products import einsum
+from rope_lm.kernels.products import einsum, repeated
 from rope_lm.positions import Part, View
 
 HIDDEN = -1e30  # logit of a masked pair; finite, so that a row without any visible key stays finite
@@ -25,7 +26,7 @@ Added = list[Float[Array, "#B N _ _"]]
 def weights(
     q: Float[Array, "B T N H"], k: Float[Array, "B S N H"], view: View, added: Added | None, scale: float
 ) -> Float[Array, "B N T S"]:
-    """Return the attention weights: the plain definition of every kernel, over the whole matrix at once."""
+    """Return the attention weights, computed over the whole matrix at once: the definition that kernels must match."""
     logits = _product("btnh,bsnh->bnts", q, k) * scale
     logits = logits if added is None else logits + added[0]
     return jax.nn.softmax(jnp.where(view.visible[:, None], logits, HIDDEN), axis=-1)
@@ -39,7 +40,7 @@ def plain(
     added: Added | None,
     scale: float,
 ) -> Float[Array, "B T N E"]:
-    """Attend by the plain definition."""
+    """Attend with `weights`: the plain definition of every kernel."""
     return _product("bnts,bsne->btne", weights(q, k, view, added, scale).astype(v.dtype), v).astype(v.dtype)
 
 
@@ -76,10 +77,10 @@ def cudnn(
     added: Added | None,
     scale: float,
 ) -> Float[Array, "B T N E"]:
-    """Attend by cuDNN's fused kernel: half precision on NVIDIA GPUs, to which a bias and its gradient are rounded.
+    """Attend with cuDNN's fused kernel, on NVIDIA GPUs in half precision. A bias and its gradient are rounded to it.
 
-    It supports one bias for all rows (for more its gradient has open bugs upstream) and no bias for odd lengths. Other
-    calls, decoding included, use `xla`.
+    The kernel takes one bias for all rows (the gradient of several has open bugs upstream), and none at odd lengths.
+    Calls that do not fit, including decoding with a bias, use `xla`.
     """
     if added is None:
         return xla(q, k, v, view, None, scale, "cudnn")
@@ -103,9 +104,9 @@ def blocked(
     added: Added | None,
     scale: float,
 ) -> Float[Array, "B T N E"]:
-    """Attend over blocks of queries that, if causal, skip the keys after them.
+    """Attend in blocks of queries. If causal, a block skips the keys after it, which `xla` computes and then masks.
 
-    `xla` computes half of a causal matrix of logits for nothing. Rows that need a mask use `xla`.
+    Rows that need a mask use `xla`.
     """
     if not view.aligned:
         return xla(q, k, v, view, added, scale)
@@ -113,7 +114,7 @@ def blocked(
     q = q * jnp.asarray(scale, q.dtype)
     if added is not None:
         # In memory, because XLA would recompute it beside every exponential, one number at a time.
-        added = [jnp.broadcast_to(x, (len(q), *x.shape[1:])) for x in jax.lax.optimization_barrier(added)]
+        added = [repeated(x[0], len(q)) if x.shape[0] == 1 else x for x in jax.lax.optimization_barrier(added)]
     return _blocked(q, k, v, added, view.causal).swapaxes(1, 2)
 
 
@@ -128,7 +129,7 @@ def _blocked(
     added: Added | None,
     causal: bool,
 ) -> Float[Array, "B N T E"]:
-    """Compute softmax(q k + added) v with FlashAttention's backward pass, faster than JAX's if something is added."""
+    """Compute softmax(q k + added) v with FlashAttention's backward pass, which is faster than autodiff with a bias."""
     return _attend(q, k, v, added, causal)[0]
 
 
@@ -187,7 +188,7 @@ def _blocked_forward(
 def _blocked_backward(
     causal: bool, kept: Residuals, g: Float[Array, "B N T E"]
 ) -> tuple[Array, Array, Array, Added | None]:
-    """Recompute the weights from the kept sums, and differentiate (FlashAttention, arXiv 2205.14135, appendix B.2)."""
+    """Recompute the weights from `log_sums`, and differentiate (FlashAttention, arXiv 2205.14135, appendix B.2)."""
     q, k, v = kept.q, kept.k, kept.v
     common = jnp.sum(g.astype(jnp.float32) * kept.output.astype(jnp.float32), -1)
     dq, dk, dv, d_added = list[Array](), list[Array](), list[Array](), list[Array]()
@@ -206,7 +207,7 @@ def _blocked_backward(
 
 
 def _summed(parts: list[Float[Array, "B N _ H"]]) -> Float[Array, "B N T H"]:
-    """Sum each block's gradient of the keys that it saw, all or the first ones, without padding any."""
+    """Sum the blocks' gradients of the keys without padding them. Each covers all keys, or the first few."""
     ends = sorted({x.shape[2] for x in parts})
     pieces = [jnp.split(x, [end for end in ends if end < x.shape[2]], axis=2) for x in parts]
     return jnp.concatenate([sum(x[i] for x in pieces if i < len(x)) for i in range(len(ends))], axis=2)

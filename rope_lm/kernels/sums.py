@@ -15,9 +15,9 @@ def onward_plain(x: Float[Array, "*B S"]) -> Float[Array, "*B S"]:
 
 
 def onward(x: Float[Array, "*B S"]) -> Float[Array, "*B S"]:
-    """Compute `onward_plain` by products with triangular matrices, within pieces and over pieces.
+    """Compute `onward_plain` by products with triangular matrices: one within pieces, one over pieces.
 
-    XLA does not see that the cumulative sum of the backward pass is that of the forward pass, and would recompute
+    With a cumulative sum, XLA would not reuse the forward pass's result in the backward pass, and would recompute
     everything that depends on it.
     """
     batch, length = x.shape[:-1], x.shape[-1]
@@ -35,7 +35,7 @@ def neighbors_plain(x: Float[Array, "*B P"], below: Int[Array, "*B S"]) -> tuple
 
 
 def neighbors(x: Float[Array, "*B P"], below: Int[Array, "*B S"]) -> tuple[Array, Array]:
-    """Compute `neighbors_plain` with one look-up of complex numbers: on a CPU the gradient scatters one at a time."""
+    """Compute `neighbors_plain` with one look-up of complex pairs: its gradient is a scatter, slow on a CPU."""
     pairs = jax.lax.complex(x[..., :-1], x[..., 1:])
     first = pairs.shape[-1] * jnp.arange(pairs.size // pairs.shape[-1]).reshape(*pairs.shape[:-1], 1)
     found = pairs.reshape(-1).at[(first + below).reshape(-1)].get(mode="promise_in_bounds").reshape(below.shape)

@@ -31,8 +31,8 @@ def parameter(value: Float[Array, "..."], *axes: str) -> nnx.Param:
 class PositionalEncoding(nnx.Module):
     """No position at all (NoPE). An encoding overrides the places where it acts: embeddings, queries and keys, logits.
 
-    It is built from the keyword arguments of its config row, the model's `shape`, and `rngs`, whose stream `position`
-    is the encoding's own: drawing from it leaves every shared parameter as in the other arms. A parameter or constant
+    It is built from the keyword arguments of its config row, the model's `shape`, and `rngs`. The stream `position` of
+    `rngs` belongs to the encoding alone, so drawing from it changes no other parameter. A parameter or constant
     whose first axis is "layer" is sliced by the loop over layers, so a hook sees the values of its own layer. Angles,
     tables and biases are float32 whatever the dtype of the activations, because bfloat16 rounds 257 to 256.
 
@@ -52,29 +52,29 @@ class PositionalEncoding(nnx.Module):
         return x
 
     def remember(self, x: Float[Array, "B T D"], positions: Positions) -> Any:
-        """Return what later hooks need of a layer's input: a tree of arrays [B T ...], cached beside the keys.
+        """Return what later hooks need from a layer's input: a tree of arrays [B T ...], cached with the keys.
 
-        It arrives in `rotate` and `score` as `view.q.memory` and `view.k.memory`.
+        `rotate` and `score` find it in `view.q.memory` and `view.k.memory`.
         """
         return None
 
     def rotate(
         self, q: Float[Array, "B T N H"], k: Float[Array, "B S N H"], view: View
     ) -> tuple[Float[Array, "B T N _"], Float[Array, "B S N _"]]:
-        """Act on queries and keys, once per layer. Heads may grow."""
+        """Act on queries and keys, once per layer. The result may have larger heads."""
         return q, k
 
     def bias(self, view: View) -> Float[Array, "#B N T S"] | None:
-        """Return what position alone adds to the attention logits, in float32, once for all layers."""
+        """Return the float32 term of the attention logits that depends on position alone; once for all layers."""
         return None
 
     def score(
         self, q: Float[Array, "B T N H"], k: Float[Array, "B S N H"], view: View
     ) -> Float[Array, "B N T S"] | None:
-        """Return what position and content together add to the attention logits, in float32, once per layer.
+        """Return the float32 term of the attention logits that depends on position and content; once per layer.
 
-        `q` and `k` are those before `rotate`. The keys are all those between the first and the last that one of the
-        queries sees, in order. Values for keys that a query does not see are masked; they must be finite.
+        `q` and `k` are those before `rotate`. The keys run, in order and without gaps, from the first to the last key
+        that any of these queries sees. Values for keys that a query does not see are masked later; they must be finite.
         """
         return None
 
@@ -86,7 +86,7 @@ class PositionalEncoding(nnx.Module):
 
 
 def split_layers(encoding: PositionalEncoding) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
-    """Return an encoding's graph, its variables with a layer axis, and those that layers share (for `nnx.merge`)."""
+    """Split an encoding for `nnx.merge`: its graph, the variables with a layer axis, and those that layers share."""
 
     def has_layers(path: tuple, variable: nnx.Variable) -> bool:
         return variable.axes[:1] == ("layer",)

@@ -193,7 +193,7 @@ class ContinuousBias(CurveBias, DistanceBias):
     """Log-spaced continuous position bias: an MLP of sign(d) log(1 + |d|), d the distance (Swin V2, arXiv 2111.09883).
 
     Section 3.3 there, in one dimension, with SiLU and no bound on the bias, as in x-transformers' DynamicPositionBias.
-    It takes any distance, also one that it was not trained on.
+    It accepts any distance, including ones that it was not trained on.
     """
 
     def of_distance(self, distance: Int[Array, "*S"]) -> Float[Array, "*S N"]:

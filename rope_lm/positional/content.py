@@ -104,7 +104,7 @@ class CoPE(PositionalEncoding):
 
 
 class Forgetting(PositionalEncoding):
-    """The forget gate of FoX (arXiv 2503.02130, section 3): logits fall by the log gates after a key, up to the query.
+    """The forget gate of FoX (arXiv 2503.02130, section 3): adds the log gates from after a key up to the query.
 
     A token's gate is sigmoid(w x + b), x its layer's input; each layer and head has its own w and b. Initial w are
     normal with variance 1/D, b starts at `gate_bias`: 5, as in x-transformers, forgets half in about 100 tokens.

@@ -1,7 +1,7 @@
-"""Which components of a head are turned together: three conventions, and the order that turns one into another.
+"""Conventions for the pairs of components that rotary rotates together, and conversion between them.
 
-Rotating pairs of components is the same encoding whichever pairs they are, for weights that are permuted alike. Here
-the pairing is half-split, over the whole head (`rope_lm.positional.rotary`).
+They define the same encoding, for weights that are permuted accordingly. `rope_lm.positional.rotary` uses half-split
+pairs over the whole head.
 """
 
 import numpy as np
@@ -12,12 +12,12 @@ PAIRINGS = ("half-split", "interleaved", "first")
 
 
 def order(pairing: str, size: int, turned: int) -> np.ndarray:
-    """For each component of a head in our layout, its place in the other: `ours = theirs[..., order]`, and back
-    `theirs = ours[..., argsort(order)]`.
+    """Return the index in another pairing of each component in ours.
 
-    "half-split" pairs i with i + turned/2 in heads that are turned whole (Llama); "interleaved" 2i with 2i + 1
-    (RoFormer, GPT-J); "first" i with i + turned/2 among the first `turned` components, the rest not being turned
-    (GPT-NeoX). Raises Refusal for an unknown pairing, and for sizes that are odd or do not fit.
+    `ours = theirs[..., order]`, and back `theirs = ours[..., argsort(order)]`. `turned`: components that are rotated,
+    out of `size`. "half-split" rotates the whole head and pairs i with i + turned/2 (Llama). "interleaved" pairs 2i
+    with 2i + 1 (RoFormer, GPT-J). "first" pairs i with i + turned/2 among the first `turned` components and leaves the
+    rest as they are (GPT-NeoX). Raises Refusal for an unknown pairing, and for sizes that are odd or do not fit.
     """
     if pairing not in PAIRINGS:
         raise Refusal(f"pairing {pairing!r}: must be one of {', '.join(PAIRINGS)}")

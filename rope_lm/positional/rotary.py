@@ -76,8 +76,8 @@ def upper_bound(frequency: np.ndarray, distances: np.ndarray) -> np.ndarray:
 class Rotary(PositionalEncoding):
     """Rotary position embedding (arXiv 2104.09864, section 3.2). `base` of the frequencies: 10,000 in the paper.
 
-    A variant overrides `frequency`, and `amplitude` if it scales the logits too. A variant that turns a key by more
-    than the key's own position overrides `wave` and sets `turns_alone` to False.
+    A variant overrides `frequency`, and `amplitude` if it scales the logits too. A variant in which the rotation of a
+    key depends on other positions as well overrides `wave` and sets `turns_alone` to False.
     """
 
     amplitude: float = 1.0  # of queries and of keys
@@ -95,7 +95,7 @@ class Rotary(PositionalEncoding):
         return frequencies(self.head_size, self.base)
 
     def wave(self, at: Positions, keys: Positions) -> Wave:
-        """Return the wave that turns tokens at some positions, where queries see these keys."""
+        """Return the wave that rotates the tokens at positions `at`, in a view with these keys."""
         return wave(angles(at.index, self.frequency()), self.amplitude)
 
     def rotate(
@@ -107,7 +107,7 @@ class Rotary(PositionalEncoding):
 class RotaryFeatures(PositionalEncoding):
     """Rotary after the feature map of linear attention (RoFormer, arXiv 2104.09864, section 3.3, Eq. 19).
 
-    The features of queries and keys are turned in the numerator. The denominator stays unturned, and so positive.
+    The features of queries and keys are rotated in the numerator only, so the denominator stays positive.
     `base` as in Rotary.
     """
 
@@ -203,7 +203,8 @@ class DynamicRotary(LinearRotary):
 
     Sources: emozilla 2023; arXiv 2309.00071, section 3.3, in the form of Hugging Face's `dynamic`, with its `factor`.
     Each document of a row is scaled by its own length. Up to the trained length it is plain rotary. Beyond it, a full
-    pass computes something else for early tokens than decoding did when the text was shorter; that is the method.
+    pass rotates early tokens differently from decoding, which saw a shorter text at the time; this is inherent in the
+    method.
     """
 
     turns_alone = False  # a key's angle depends on the length of its document
@@ -267,7 +268,7 @@ class Llama3Rotary(LinearRotary):
     """Llama 3.1's scaling (arXiv 2407.21783, section 3.4.2; the released code has 8, 1, 4).
 
     Wavelengths above trained_length/`low_freq_factor` tokens are stretched by `factor`, those below
-    trained_length/`high_freq_factor` stay, those between are mixed.
+    trained_length/`high_freq_factor` are kept, and those in between are interpolated.
     """
 
     def __init__(
@@ -323,7 +324,7 @@ class XPos(Rotary):
 
 
 def above(name: str, value: float, least: float, note: str, equal: bool = False) -> float:
-    """Return the value of a key of model.position. Raises Refusal unless above `least`, or equal if `equal`."""
+    """Return the value of a key of model.position. Raises Refusal unless it is above `least` (or equal, if `equal`)."""
     if not (value >= least if equal else value > least):
         raise Refusal(f"model.position.{name}={value}: must be {'at least' if equal else 'above'} {least:g} ({note})")
     return value

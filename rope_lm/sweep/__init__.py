@@ -1,4 +1,4 @@
-"""A sweep trains several arms, each in its own process. Nothing here imports JAX at import time.
+"""A sweep trains several arms, each in its own process. Importing this package does not import JAX.
 
 arms.py      the config of each arm, its setting and status; the claims and their dates
 pool.py      the launcher of this machine: processes, signals, retries

@@ -19,8 +19,8 @@ LAUNCHERS = {"local": Local}  # where arms can train, by name
 def sweep(arms: dict[str, Config], claims: Mapping[str, Any], root: Path, launcher: Local) -> int:
     """Train every arm in root/ARM and list how each ended; return an exit status.
 
-    First a step of each setting is measured, to say how long the sweep takes. sweep.json keeps the measured times, and
-    when each claim was first seen: a report marks a claim that was added or changed after its runs began.
+    First a step of each setting is timed, to estimate how long the sweep takes. sweep.json keeps these times, and the
+    time at which each claim was first seen: a report marks claims that were added or changed after their runs began.
     """
     try:
         for arm, config in arms.items():
@@ -60,7 +60,7 @@ def _read(root: Path) -> dict[str, Any]:
 def _measure(
     arms: dict[str, Config], root: Path, known: Mapping[str, Any], launcher: Local
 ) -> dict[str, dict[str, Any]]:
-    """Return the seconds per step of one arm of each setting that has steps left and is not `known` already."""
+    """Time a step of one arm in each setting that has steps left, unless its time is `known`; return the new times."""
     measured = {}
     first = {setting(arm): arm for arm in reversed(arms) if steps_left(root, arm, arms[arm])}
     for name, arm in first.items():

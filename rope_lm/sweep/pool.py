@@ -19,14 +19,14 @@ from rope_lm.sweep.shares import Share
 from rope_lm.sweep.tables import about
 
 MISTAKE = 2  # exit status of a run that was refused
-ATTEMPTS = 3  # at an arm that is killed: memory may be free by then, and an attempt goes on from the last checkpoint
+ATTEMPTS = 3  # at an arm that is killed: memory may be free by then, and each attempt resumes at the last checkpoint
 
 
 class Local:
     """The launcher of this machine. It trains `at_once` arms side by side, each on an equal share of the machine.
 
-    `root` is the folder of the sweep, `flags` are those of scripts.train. The configs are in root/plan/ARM.json. A
-    process that is killed, or fills its memory, leaves the sweep alive.
+    `root` is the folder of the sweep, and `flags` are passed to scripts.train. The configs are in root/plan/ARM.json.
+    The sweep survives if the process of an arm is killed or runs out of memory.
     """
 
     command = (sys.executable, "-m", "scripts.train")
@@ -40,7 +40,8 @@ class Local:
     def measure(self, arm: str) -> float:
         """Return the seconds of one training step on a share of the machine; 0 if the arm cannot begin.
 
-        A process of its own measures: this one must not hold the device. Raises KeyboardInterrupt after a signal.
+        It is measured in a separate process, so that this one does not hold the device. Raises KeyboardInterrupt after
+        a signal.
         """
         share = self.shares[0]
         with self._passing_signals_on(), ThreadPoolExecutor(1, initializer=share.take) as thread:
@@ -51,7 +52,7 @@ class Local:
         return float(output) if code == 0 else 0.0
 
     def train(self, names: Sequence[str], seconds_left: Mapping[str, float]) -> dict[str, int]:
-        """Train the arms; return the exit status of each. `seconds_left` of training are announced before each arm."""
+        """Train the arms and return their exit statuses. `seconds_left`: training time per arm, to be shown."""
         codes, waiting = dict.fromkeys(names, STOPPED), iter(enumerate(names, 1))
 
         def work(share: Share) -> None:
@@ -71,7 +72,7 @@ class Local:
         return codes
 
     def _attempt(self, arm: str, share: Share, prefix: str) -> int:
-        """Train an arm, again if it is killed; return its exit status."""
+        """Train an arm, retrying if it is killed (up to ATTEMPTS times in all); return its exit status."""
         code, killed = STOPPED, 0
         while killed < ATTEMPTS:
             self._wait(arm)
@@ -86,7 +87,7 @@ class Local:
         return code
 
     def _wait(self, arm: str) -> None:
-        """Wait while another process trains the arm: that of a sweep that was itself killed goes on by itself."""
+        """Wait while another process trains the arm, such as one whose sweep was killed and which keeps training."""
         known = None
         while not self.stopped and (holder := run_directory.holder(self.root / arm)):
             if holder != known:
@@ -95,7 +96,7 @@ class Local:
             time.sleep(0.5)
 
     def _train(self, arm: str, share: Share, prefix: str) -> int:
-        """Train an arm in a process; with a prefix, repeat its stderr line by line behind it."""
+        """Train an arm in a process. With a prefix, print it before each line of the process's stderr."""
         flags = [f"--workdir={self.root / arm}", *self.flags]
         child = self._start(arm, flags, share, None, subprocess.PIPE if prefix else None)
         for line in child.stderr or ():
@@ -130,17 +131,17 @@ class Local:
         return STOPPED if -code in signals.STOP else code
 
     def _note_killed(self, arm: str, name: str) -> None:
-        """Write the status of a run that was killed. A run that had begun nothing keeps an earlier status."""
+        """Write the status of a run that was killed. It is kept if the process had not begun to train."""
         status = arms.status(self.root, arm)
         if status["status"] in ("lost", "not run"):
-            memory = "if not by you, for lack of memory; lower data.batch, data.length or seeds"
+            memory = "probably for lack of memory if not by you: lower data.batch, data.length or seeds"
             why = f"killed by {name}: {memory if name == 'SIGKILL' else 'it crashed; its last lines above say why'}"
             with suppress(OSError):  # a full disk
                 run_directory.write_json(self.root / arm / "status.json", {**status, "status": "failed", "why": why})
 
     @contextmanager
     def _passing_signals_on(self) -> Iterator[None]:
-        """Pass signals on to the running processes, which save and exit; this process waits for them."""
+        """Pass signals on to the running processes, which save and exit, while this process waits for them."""
 
         def pass_on(number: int) -> None:
             self.stopped = True

@@ -1,4 +1,4 @@
-"""Equal shares of this machine, for processes that compute side by side."""
+"""Equal shares of this machine, for processes that run side by side."""
 
 import os
 import subprocess
@@ -21,7 +21,10 @@ class Share(NamedTuple):
 
 
 def equal(count: int) -> list[Share]:
-    """Return `count` equal shares of the GPUs or, without GPUs, of the cores. Raises Refusal if they do not divide."""
+    """Return `count` equal shares of the GPUs or, without GPUs, of the cores.
+
+    Raises Refusal if they cannot be divided equally.
+    """
     if count < 1:
         raise Refusal(f"--at_once={count}: must be at least 1, the arms that are trained side by side")
     if count == 1:

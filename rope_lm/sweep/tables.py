@@ -14,7 +14,7 @@ from rope_lm.sweep.arms import Config, setting, status, steps_left
 def show_plan(arms: Mapping[str, Config]) -> None:
     """Compile every arm and print what it would train.
 
-    Raises Refusal for an arm with a mistake at once, and for arms with too little memory here after the table.
+    Raises Refusal at once for an arm with a mistake, and after the table for arms that need more memory than there is.
     """
     from rope_lm import plan  # imports JAX, which a sweep that trains does not need
 

@@ -32,6 +32,7 @@ def differentiated_by_jax(*arguments: Any) -> Any:
 KERNELS: dict[str, tuple[str, list[tuple[Any, str, Any]]]] = {
     "softmax.blocked": ("none", [(softmax, "blocked", softmax.xla), (softmax, "parts", lambda *_: [softmax.WHOLE])]),
     "softmax._blocked (backward)": ("relative_bias", [(softmax, "_blocked", differentiated_by_jax)]),
+    "products.repeated": ("relative_bias", [(softmax, "repeated", products.repeated_plain)]),
     "softmax._blocked (backward, score)": ("cope", [(softmax, "_blocked", differentiated_by_jax)]),
     "products.linear": ("rotary,attention=performer", [(block, "linear", products.linear_plain)]),
     "shift.shifted (relative_bias)": ("relative_bias", [(bias, "shifted", shift.shifted_plain)]),
