@@ -1,11 +1,13 @@
 """Matrix products compared with their plain definition, in values and gradients."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rope_lm.kernels.products import linear, linear_plain
+from rope_lm.kernels.products import linear, linear_plain, repeated, repeated_plain
 
 
 @pytest.mark.parametrize("inner, outer", [(12, 20), (16, 16), (20, 12)])
@@ -31,3 +33,10 @@ def test_the_gradient_of_weights_is_computed_narrow_side_first(inner, outer, com
     given = jnp.ones((8, inner)), jnp.ones((inner, outer)), jnp.ones((8, outer))
     products = [line for line in jax.jit(of_weights).lower(*given).compile().as_text().splitlines() if " dot(" in line]
     assert len(products) == 1 and f"f32[{computed}]" in products[0].split(" dot(")[0]
+
+
+def test_a_repeated_array_is_a_broadcast_in_values_and_gradients():
+    x, g = jax.random.normal(jax.random.key(0), (3, 5)), jax.random.normal(jax.random.key(1), (7, 3, 5))
+    ours, plain = (jax.vjp(jax.jit(partial(function, rows=7)), x) for function in (repeated, repeated_plain))
+    np.testing.assert_array_equal(ours[0], plain[0])
+    np.testing.assert_allclose(ours[1](g)[0], plain[1](g)[0], atol=1e-5)
